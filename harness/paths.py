@@ -1,0 +1,17 @@
+"""Where htpfarm keeps what it makes outside the checkout: compiled artifacts, the SDK view, the virtual rack."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODELS = REPOSITORY / "models"
+
+
+def cache_root() -> Path:
+    """The user's cache folder for htpfarm: `$HTPFARM_CACHE`, else `$XDG_CACHE_HOME/htpfarm`, else `~/.cache/htpfarm`."""
+    if explicit := os.environ.get("HTPFARM_CACHE"):
+        return Path(explicit).expanduser().resolve()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "htpfarm"
