@@ -1,0 +1,180 @@
+"""What a model's YAML file may say: the schema of models/*.yaml. `harness.models` reads such files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from harness.config import Section
+
+UPSTREAM = "upstream"
+"""The recipe that ExecuTorch itself uses for the model's decoder."""
+
+_NAME = r"^[a-z0-9_]+$"
+_Text = Annotated[str, Field(min_length=1)]
+_Count = Annotated[int, Field(gt=0)]
+
+
+class Mode(StrEnum):
+    """How the model is compiled and run; ExecuTorch's `--model_mode`."""
+
+    KV = "kv"
+    HYBRID = "hybrid"
+    LOOKAHEAD = "lookahead"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sizes that are compiled into a `.pte`, in tokens.
+
+    Attributes:
+        max_seq_len: the context: prompt plus output.
+        prefill_ar_len: tokens that one prefill step takes; unused in kv mode.
+    """
+
+    max_seq_len: int = 128
+    prefill_ar_len: int = 32
+
+
+class Params(Section):
+    """`params`: the architecture, under the names of upstream's `ModelArgs`; further names of it may be given."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dim: _Count
+    n_layers: _Count
+    n_heads: _Count
+    n_kv_heads: _Count
+    vocab_size: _Count
+    norm_eps: float = Field(gt=0)
+    hidden_dim: _Count | None = None
+    head_dim: _Count | None = None
+    rope_theta: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Params:
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads ({self.n_kv_heads}) does not divide n_heads ({self.n_heads})")
+        if self.head_dim is None and self.dim % self.n_heads:
+            raise ValueError(f"n_heads ({self.n_heads}) does not divide dim ({self.dim}); give head_dim")
+        return self
+
+    def model_args(self) -> dict[str, Any]:
+        """What upstream's params.json holds: the keys that were given a value."""
+        return self.model_dump(exclude_none=True)
+
+
+class CheckpointSection(Section):
+    """`checkpoint`: a file in Meta's format, or a PyPI package that carries a GGUF file."""
+
+    format: Literal["meta", "gguf_package"]
+    path: _Text | None = None
+    package: _Text | None = None
+    extra: _Text | None = None
+
+    @model_validator(mode="after")
+    def _fits_format(self) -> CheckpointSection:
+        need, other = ("path", "package") if self.format == "meta" else ("package", "path")
+        if getattr(self, need) is None:
+            raise ValueError(f"format {self.format} needs the key {need}")
+        if getattr(self, other) is not None:
+            raise ValueError(f"format {self.format} has no key {other}")
+        return self
+
+
+class TokenizerSection(Section):
+    """`tokenizer`: without `path` it is taken from the checkpoint's package."""
+
+    kind: Literal["sentencepiece", "huggingface"]
+    path: _Text | None = None
+
+
+class Recipe(Section):
+    """`recipe`: how the model is quantised; what is not given is as upstream has it."""
+
+    name: str = Field(default=UPSTREAM, pattern=_NAME)
+    weights: Literal["16a4w", "16a8w", "lpbq"] | None = None
+    kv_bits: Literal[8, 16] | None = None
+    block_size: _Count | None = None
+
+    @model_validator(mode="after")
+    def _named_when_changed(self) -> Recipe:
+        # A report that says "upstream" must be comparable with upstream's own numbers.
+        changed = [key for key in ("weights", "kv_bits", "block_size") if getattr(self, key) is not None]
+        if changed and self.name == UPSTREAM:
+            raise ValueError(f"{', '.join(changed)} changes the upstream recipe: give it a name of its own")
+        if self.block_size is not None and self.weights != "lpbq":
+            raise ValueError("block_size goes with weights: lpbq only")
+        return self
+
+
+class Needs(Section):
+    """`needs`: what upstream's recipe for this model asks of the HTP."""
+
+    lpbq: bool = False
+    kv_bits: Literal[8, 16] = 8
+
+
+class LengthsSection(Section):
+    """`lengths`: see `Lengths`."""
+
+    max_seq_len: int = Field(default=Lengths.max_seq_len, ge=2)
+    prefill_ar_len: int = Field(default=Lengths.prefill_ar_len, ge=1)
+
+    @model_validator(mode="after")
+    def _prefill_fits(self) -> LengthsSection:
+        if self.prefill_ar_len >= self.max_seq_len:
+            raise ValueError(
+                f"prefill_ar_len ({self.prefill_ar_len}) must be less than max_seq_len ({self.max_seq_len}): "
+                "the cache holds max_seq_len − prefill_ar_len tokens"
+            )
+        return self
+
+
+class EvalSection(Section):
+    """`eval`: held-out text that perplexity is measured on, and how many of its tokens at most."""
+
+    text: _Text
+    tokens: _Count
+
+
+class CalibrationSection(Section):
+    """`calibration`: text that quantisation ranges are taken from, and how many samples of it."""
+
+    text: _Text
+    samples: _Count
+
+
+class Bounds(Section):
+    """`bounds`: how much higher a perplexity may be, as a fraction of the one it is compared with."""
+
+    phone_vs_qdq_ppl: float = Field(default=0.02, gt=0)
+    qdq_vs_fp_ppl: float = Field(default=0.10, gt=0)
+
+
+class ModelFile(Section):
+    """One model's YAML file. Paths are relative to the file's folder (or absolute, for a checkpoint of your own)."""
+
+    name: str = Field(pattern=_NAME)
+    title: _Text
+    decoder: _Text
+    repo_id: _Text | None = None
+    license: _Text
+    params: Params
+    checkpoint: CheckpointSection
+    tokenizer: TokenizerSection
+    instruct: bool
+    system_prompt: _Text | None = None
+    recipe: Recipe = Recipe()
+    needs: Needs = Needs()
+    modes: Annotated[tuple[Annotated[Mode, Field(strict=False)], ...], Field(strict=False, min_length=1)]
+    lengths: LengthsSection = LengthsSection()
+    shards: _Count = 1
+    eval: EvalSection
+    calibration: CalibrationSection
+    prompts: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)]
+    max_new_tokens: _Count
+    bounds: Bounds = Bounds()
