@@ -1,0 +1,1 @@
+"""ExecuTorch and the QNN libraries: find them, adapt them, say exactly which they are."""
