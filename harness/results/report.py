@@ -1,0 +1,185 @@
+"""`report.html` and `report.md` of a run, from its records: self-contained, and replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.results import page, text
+from harness.results.store import load_run
+from harness.results.summary import SIM_NOTE, RunSummary, summarise
+from harness.results.table import print_table
+
+HTML = "report.html"
+MARKDOWN = "report.md"
+
+_EVIDENCE_LINES = 60
+_EVIDENCE_CHARACTERS = 6000
+
+
+def write_reports(folder: Path) -> tuple[Path, Path]:
+    """Write both reports into a run's folder.
+
+    Args:
+        folder: the run's folder, with `records.jsonl`; the run may be going on, or have been interrupted.
+
+    Returns:
+        the paths of `report.html` and `report.md`.
+
+    Raises:
+        ConfigError: the folder has no records.
+    """
+    return _write(folder, summarise(load_run(folder)))
+
+
+def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
+    """What `htpfarm report RUN` does: write both reports, print the table and where they are.
+
+    Args:
+        run_folder: the run's folder.
+        out: where to print; None for stdout.
+
+    Raises:
+        ConfigError: the folder has no records.
+    """
+    out = out or sys.stdout
+    summary = summarise(load_run(run_folder))
+    paths = _write(run_folder, summary)
+    print_table(summary, out)
+    for path in paths:
+        out.write(f"{path}\n")
+    return summary
+
+
+def render_html(summary: RunSummary) -> str:
+    """The page: needs no network and no script; everything that comes from records is escaped."""
+    return _html_environment().get_template("report.html.j2").render(_context(summary))
+
+
+def render_markdown(summary: RunSummary) -> str:
+    """The same matrix and numbers for a pull request or a step summary; everything from records is escaped."""
+    return _markdown_environment().get_template("report.md.j2").render(_context(summary))
+
+
+def escape_markdown(value: str) -> str:
+    """Foreign text as one line of Markdown that shows as it is, also in a table's cell."""
+    line = re.sub(r"\s+", " ", text.visible(value))
+    line = re.sub(r"([\\`*\[\]|~$])", r"\\\1", line)
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def fenced(value: str) -> Markup:
+    """Foreign text as a block of code, in a fence longer than any in it."""
+    clean = text.visible(value).rstrip("\n")
+    longest = max((len(run) for run in re.findall(r"`+", clean)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup(f"{fence}text\n{clean}\n{fence}")  # noqa: S704 - for Markdown, where a fence is the escape
+
+
+def tail(value: str) -> str:
+    """The end of a log, where the failure is."""
+    lines = value.rstrip().splitlines()
+    kept = "\n".join(lines[-_EVIDENCE_LINES:])[-_EVIDENCE_CHARACTERS:]
+    return kept if len(kept) >= len(value.rstrip()) else f"[…]\n{kept}"
+
+
+def _write(folder: Path, summary: RunSummary) -> tuple[Path, Path]:
+    html, markdown = folder / HTML, folder / MARKDOWN
+    _replace(html, render_html(summary))
+    _replace(markdown, render_markdown(summary))
+    return html, markdown
+
+
+def _replace(path: Path, content: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, also after a crash."""
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _context(summary: RunSummary) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "run": summary.run,
+        "cells": summary.cells,
+        "command": shlex.join(summary.run.command),
+        "matrix": page.matrix(summary),
+        "charts": page.charts(summary),
+        "marks": page.MARKS,
+        "against": page.against,
+        "sim_note": SIM_NOTE if summary.is_sim else "",
+        "sim": "sim " if summary.is_sim else "",
+    }
+
+
+@cache
+def _html_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("harness.results"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    _add_filters(environment)
+    return environment
+
+
+@cache
+def _markdown_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("harness.results"),
+        autoescape=False,  # noqa: S701 - no HTML: `finalize` escapes for Markdown whatever is put out
+        finalize=_shown_in_markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    _add_filters(environment)
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    # Markup is the template's own; all other strings may come from a model or a log.
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _shown_in_markdown(value: Any) -> Any:
+    return value if isinstance(value, Markup) else escape_markdown(str(value))
+
+
+def _add_filters(environment: Environment) -> None:
+    environment.filters.update(
+        number=text.number,
+        ppl=text.perplexity,
+        size=text.size,
+        duration=text.duration,
+        joined=text.joined,
+        clock=text.clock,
+        fenced=fenced,
+        tail=tail,
+        status_class=lambda status: status.lower().replace(" ", "-"),
+        as_json=lambda value: json.dumps(value, ensure_ascii=False, sort_keys=True, default=str),
+    )

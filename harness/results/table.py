@@ -1,0 +1,136 @@
+"""The table at the end of a run, for a terminal: 100 columns, plain when it is none."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.results.records import PerplexityRecord, Status
+from harness.results.summary import NOT_RUN, SIM_NOTE, CellSummary, RunSummary
+from harness.results.text import NONE, number, perplexity, visible
+
+WIDTH = 100
+_CELL_WIDTH = 24
+_PHONE_WIDTH = 10
+
+_STYLES = {
+    Status.PASSED.value: "green",
+    Status.FAILED.value: "bold red",
+    Status.ERROR.value: "bold magenta",
+    Status.SKIPPED.value: "dim",
+    NOT_RUN: "yellow",
+}
+_HEADLINE_STYLES = {"PASSED": "bold green", "FAILED": "bold red", "ERROR": "bold magenta"}
+
+
+def table_text(summary: RunSummary, width: int = WIDTH) -> str:
+    """The table and all below it as plain text, for pytest's summary or a log.
+
+    Args:
+        summary: the run.
+        width: columns, at most.
+    """
+    file = io.StringIO()
+    _print(summary, Console(file=file, width=width, force_terminal=False, color_system=None, highlight=False))
+    return file.getvalue()
+
+
+def print_table(summary: RunSummary, file: TextIO) -> None:
+    """Print the table; in colour if `file` is a terminal, in its width up to 100 columns."""
+    console = Console(file=file, highlight=False)
+    console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
+    _print(summary, console)
+
+
+def _print(summary: RunSummary, console: Console) -> None:
+    console.print(_table(summary))
+    console.print(Text("ppl: perplexity of a word of the held-out text; speeds: medians over sessions", "dim"))
+    if summary.is_sim:
+        console.print(Text(SIM_NOTE, "yellow"))
+    _list(console, "Failures and errors", summary.with_status(Status.FAILED, Status.ERROR))
+    _list(console, "Skipped", summary.with_status(Status.SKIPPED))
+    _list(console, "Not run", summary.with_status(NOT_RUN))
+    console.print()
+    for note in summary.notes:
+        console.print(Text(f"note: {visible(note)}"))
+    console.print(Text(visible(summary.verdict), _HEADLINE_STYLES.get(summary.headline, "bold yellow")))
+
+
+def _table(summary: RunSummary) -> Table:
+    sim = "sim\n" if summary.is_sim else ""
+    title = f"{summary.run.id} ({summary.run.target.value}{': simulator, no phone' if summary.is_sim else ''})"
+    table = Table(title=Text(visible(title)), box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.title_justify = "left"
+    table.add_column("cell", no_wrap=True)
+    table.add_column("phone", overflow="fold")
+    table.add_column("outcome", overflow="fold")
+    for head in ("TTFT\nms", "prefill\ntok/s", "decode\ntok/s", "load\nms", "peak\nMB"):
+        table.add_column(sim + head, justify="right", no_wrap=True)
+    for head in ("ppl\nFP", "ppl\nQDQ"):
+        table.add_column(head, justify="right", overflow="fold")
+    table.add_column("ppl phone\n(graph)", justify="right", overflow="fold")
+    for cell in summary.cells:
+        table.add_row(*_row(cell))
+    return table
+
+
+def _row(cell: CellSummary) -> list[Text]:
+    outcome = Text(cell.status, _STYLES[cell.status])
+    if cell.status in (Status.FAILED, Status.ERROR) and cell.failure_class:
+        outcome.append(f"\n{cell.failure_class}")
+    numbers = (cell.ttft_ms, cell.prefill_tok_s, cell.decode_tok_s, cell.load_ms, cell.peak_mb)
+    return [
+        Text(_wrap(cell.id, _CELL_WIDTH)),
+        Text("\n".join(_wrap(phone, _PHONE_WIDTH) for phone in cell.phones) or NONE),
+        outcome,
+        *(Text(number(value)) for value in numbers),
+        Text(_ground(cell.on("FP"))),
+        Text(_ground(cell.on("QDQ"))),
+        Text(_ground(cell.on("PHONE"), with_graph=True)),
+    ]
+
+
+def _ground(records: Sequence[PerplexityRecord], *, with_graph: bool = False) -> str:
+    """One line a graph; the graph is named for a phone, and where there are several."""
+    named = with_graph or len(records) > 1
+    lines = [perplexity(record.word_ppl) + (f" {record.graph}" if named else "") for record in records]
+    return "\n".join(lines) or NONE
+
+
+def _wrap(text: str, width: int) -> str:
+    """Break at hyphens, since an id has no blanks."""
+    return "\n".join(textwrap.wrap(visible(text), width)) or NONE
+
+
+def _list(console: Console, head: str, cells: Sequence[CellSummary]) -> None:
+    if not cells:
+        return
+    console.print()
+    console.print(Text(head, "bold"))
+    for cell in cells:
+        failure = f"{cell.status} {cell.failure_class}: " if head.startswith("Failures") else ""
+        _say(console, "  ", f"{cell.id}: {failure}{cell.reason or 'no reason was recorded'}", _STYLES[cell.status])
+        if cell.remedy:
+            _say(console, "      ", f"what to do: {cell.remedy}")
+        if cell.evidence_path:
+            _say(console, "      ", f"evidence: {cell.evidence_path}")
+        elif cell.evidence.strip() and cell.status != Status.SKIPPED:
+            _say(console, "      ", f"evidence: {cell.evidence.rstrip().splitlines()[-1]}")
+
+
+def _say(console: Console, indent: str, text: str, style: str = "") -> None:
+    lines = textwrap.wrap(
+        visible(text).replace("\n", " "),
+        console.width,
+        initial_indent=indent,
+        subsequent_indent=indent + "  ",
+        break_on_hyphens=False,
+    )
+    console.print(Text("\n".join(lines), style), soft_wrap=True)
