@@ -1,0 +1,354 @@
+"""Phones through adb: commands with exit status and separate output, files, and whether a phone is there.
+
+Commands and queries go through adbutils' connection to the adb server; files go through the adb binary that adbutils
+finds or carries. Two things of adbutils 2.12 are not used, on purpose: `shell2`, whose time limit starts anew with
+every byte a command prints, and `sync.push`, which has no time limit at all.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import adbutils
+
+from harness.errors import InfraError
+
+QUERY_SECONDS = 10.0
+COMMAND_SECONDS = 60.0
+MAX_COMMAND = 0xFFFF - 64  # the adb server's requests carry their length in four hexadecimal digits
+MAX_OUTPUT = 32 * 1024 * 1024
+_SLOWEST_BYTES_PER_SECOND = 2_000_000  # USB 2 with a poor cable; decides how long a push may take
+
+# Packet kinds of adb's shell protocol v2 (platform/packages/modules/adb, shell_protocol.h).
+_STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = 1, 2, 3, 4
+
+_STATE_REMEDY = {
+    "": "plug it in, check the cable and `adb devices`",
+    "offline": "reconnect it, or reboot it",
+    "unauthorized": "unlock it and allow USB debugging for this computer",
+    "authorizing": "unlock it and allow USB debugging for this computer",
+    "recovery": "reboot it into Android",
+    "sideload": "reboot it into Android",
+    "bootloader": "reboot it into Android",
+    "no permissions": "give this user access to the USB device (udev rules)",
+}
+
+
+class AdbFailure(InfraError):  # noqa: N818 - what Mobly's AdbError is; "AdbError" is adbutils' own
+    """An adb call that did not do what it should, with all that is known of it.
+
+    Attributes:
+        serial: the phone.
+        command: what was asked for.
+        exit_status: of the command or of the adb program; None if it did not end.
+        stdout: what it said until then.
+        stderr: likewise.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        serial: str,
+        command: str,
+        exit_status: int | None = None,
+        stdout: str = "",
+        stderr: str = "",
+        remedy: str = "",
+    ) -> None:
+        self.serial = serial
+        self.command = command
+        self.exit_status = exit_status
+        self.stdout = stdout
+        self.stderr = stderr
+        status = "" if exit_status is None else f"exit status {exit_status}"
+        said = "\n".join(part for part in (status, stderr[-2000:].strip(), stdout[-2000:].strip()) if part)
+        super().__init__(what, where=f"{serial}: {_shortened(command)}", remedy=remedy, evidence=said)
+
+
+class AdbTimeout(AdbFailure):
+    """It took longer than its limit. The command may still run on the phone."""
+
+
+class AdbLost(AdbFailure):
+    """The connection ended before the command did: cable, reboot, or adb server."""
+
+
+@dataclass(frozen=True)
+class ShellResult:
+    """What a command on a phone came to.
+
+    Attributes:
+        exit_status: 0 to 255; 128 + N for a program that signal N ended.
+        stdout: decoded as UTF-8, with replacement; likewise stderr. Each is cut at MAX_OUTPUT bytes.
+        seconds: on the host's clock, connection included.
+    """
+
+    exit_status: int
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AdbServer:
+    """The adb server phones hang on. Never started and never ended by this class."""
+
+    host: str = "127.0.0.1"
+    port: int = 5037
+
+    def client(self) -> adbutils.AdbClient:
+        """adbutils' client of this server.
+
+        Raises:
+            InfraError: nobody listens there. Checked first, because adbutils would start a server on the default port.
+        """
+        try:
+            with socket.create_connection((self.host, self.port), timeout=QUERY_SECONDS):
+                pass
+        except OSError as error:
+            raise InfraError(
+                f"no adb server answers: {error}", where=f"{self.host}:{self.port}", remedy="run `adb start-server`"
+            ) from None
+        return adbutils.AdbClient(host=self.host, port=self.port, socket_timeout=QUERY_SECONDS)
+
+    def states(self) -> dict[str, str]:
+        """Serial → `device`, `offline`, `unauthorized`, …; sorted by serial.
+
+        Raises:
+            InfraError: the server cannot be asked.
+        """
+        try:
+            found = {info.serial: info.state for info in self.client().list()}
+        except (adbutils.AdbError, OSError, ValueError) as error:
+            raise InfraError(
+                f"the adb server does not list phones: {error}", where=f"{self.host}:{self.port}"
+            ) from error
+        return dict(sorted(found.items()))
+
+    def link(self, serial: str) -> PhoneLink:
+        """The phone of that serial; not asked whether it is there."""
+        return PhoneLink(serial, self)
+
+
+@dataclass(frozen=True)
+class PhoneLink:
+    """One phone. Holds no connection: each call opens its own."""
+
+    serial: str
+    server: AdbServer = field(default_factory=AdbServer)
+
+    def state(self) -> str:
+        """`device`, `offline`, `unauthorized`, …; empty if adb does not know it. Raises InfraError."""
+        return self.server.states().get(self.serial, "")
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Returns when adb calls the phone `device`.
+
+        Raises:
+            InfraError: it has not after `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (state := self.state()) != "device":
+            if time.monotonic() >= deadline:
+                raise InfraError(
+                    f"adb says {state or 'that it is not there'}",
+                    where=self.serial,
+                    remedy=_STATE_REMEDY.get(state, ""),
+                )
+            time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+
+    def shell(
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout_s: float = COMMAND_SECONDS,
+        env: Mapping[str, str] | None = None,
+    ) -> ShellResult:
+        """Runs a command on the phone, with stdin at its end.
+
+        Args:
+            command: an argument vector, which is quoted, or a line for the phone's `sh` whose data the caller quoted.
+            timeout_s: for the whole, in seconds.
+            env: variables the command gets in addition.
+
+        Raises:
+            AdbTimeout: it did not end in time; what it printed is in the error. It may still run on the phone.
+            AdbLost: the connection ended first.
+            AdbFailure: it could not be started.
+        """
+        line = command_line(command, env)
+        started = time.monotonic()
+        if len(line.encode()) > MAX_COMMAND:
+            raise AdbFailure(f"a command of more than {MAX_COMMAND} bytes", serial=self.serial, command=line)
+        client = self.server.client()
+        try:
+            connection = client.device(self.serial).open_transport(timeout=min(QUERY_SECONDS, timeout_s))
+        except (adbutils.AdbError, OSError) as error:
+            self._fail_to_start(line, error)
+        out, err = bytearray(), bytearray()
+        try:
+            request = f"shell,v2,raw:{line}".encode()
+            connection.conn.sendall(f"{len(request):04x}".encode() + request)
+            connection.check_okay()
+            connection.conn.sendall(bytes([_CLOSE_STDIN, 0, 0, 0, 0]))
+        except (adbutils.AdbError, OSError) as error:
+            connection.close()
+            self._fail_to_start(line, error)
+        try:
+            status = _read_packets(connection.conn, started + timeout_s, out, err)
+        except TimeoutError:
+            raise AdbTimeout(
+                f"the command did not end within {timeout_s:g} s",
+                serial=self.serial,
+                command=line,
+                stdout=_text(out),
+                stderr=_text(err),
+            ) from None
+        except OSError as error:
+            raise AdbLost(
+                f"the phone's connection was lost ({error})",
+                serial=self.serial,
+                command=line,
+                stdout=_text(out),
+                stderr=_text(err),
+                remedy="see whether the phone rebooted, and check its cable",
+            ) from None
+        finally:
+            connection.close()
+        return ShellResult(status, _text(out), _text(err), time.monotonic() - started)
+
+    def must(
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout_s: float = COMMAND_SECONDS,
+        env: Mapping[str, str] | None = None,
+    ) -> ShellResult:
+        """As `shell`, for a command that has to succeed.
+
+        Raises:
+            AdbFailure: its exit status is not 0; else as `shell`.
+        """
+        result = self.shell(command, timeout_s=timeout_s, env=env)
+        if result.exit_status != 0:
+            raise AdbFailure(
+                "a command failed on the phone",
+                serial=self.serial,
+                command=command_line(command, env),
+                exit_status=result.exit_status,
+                stdout=result.stdout,
+                stderr=result.stderr,
+            )
+        return result
+
+    def push(self, local: Path, remote: str, *, timeout_s: float | None = None) -> None:
+        """Sends one file; `remote` is the file, not a folder. Parent folders are made.
+
+        Raises:
+            AdbTimeout, AdbFailure: it did not arrive whole.
+        """
+        limit = COMMAND_SECONDS + local.stat().st_size / _SLOWEST_BYTES_PER_SECOND if timeout_s is None else timeout_s
+        self._adb(["push", str(local), remote], limit)
+
+    def pull(self, remote: str, local: Path, *, timeout_s: float = 300.0) -> None:
+        """Fetches one file.
+
+        Raises:
+            AdbTimeout, AdbFailure: it is not there or did not arrive whole.
+        """
+        self._adb(["pull", remote, str(local)], timeout_s)
+
+    def _fail_to_start(self, line: str, error: Exception) -> NoReturn:
+        try:
+            state = self.state()
+        except InfraError:
+            state = "unknown"
+        raise AdbFailure(
+            f"the phone takes no command: {error} (adb's state: {state or 'not there'})",
+            serial=self.serial,
+            command=line,
+            remedy=_STATE_REMEDY.get(state, ""),
+        ) from error
+
+    def _adb(self, arguments: list[str], timeout_s: float) -> None:
+        self.server.client()  # nobody there: say so; the adb program would start a server
+        argv = [adbutils.adb_path(), "-H", self.server.host, "-P", str(self.server.port), "-s", self.serial, *arguments]
+        env = {key: value for key, value in os.environ.items() if not key.startswith(("ADB_", "ANDROID_"))}
+        line = shlex.join(["adb", *arguments])
+        try:
+            done = subprocess.run(argv, capture_output=True, timeout=timeout_s, env=env, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise AdbTimeout(
+                f"adb did not end within {timeout_s:g} s",
+                serial=self.serial,
+                command=line,
+                stdout=_text(error.stdout or b""),
+                stderr=_text(error.stderr or b""),
+            ) from None
+        except OSError as error:
+            raise AdbFailure(f"adb does not start: {error}", serial=self.serial, command=line) from error
+        if done.returncode != 0:
+            raise AdbFailure(
+                f"adb {arguments[0]} failed",
+                serial=self.serial,
+                command=line,
+                exit_status=done.returncode,
+                stdout=_text(done.stdout),
+                stderr=_text(done.stderr),
+            )
+
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def command_line(command: Sequence[str] | str, env: Mapping[str, str] | None = None) -> str:
+    """The line for a phone's `sh`: `export`s of `env`, then the command, quoted unless it is a line already.
+
+    Raises:
+        ValueError: a name in `env` is no shell variable's.
+    """
+    line = command if isinstance(command, str) else shlex.join(command)
+    for name, value in sorted((env or {}).items(), reverse=True):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name a variable")
+        line = f"export {name}={shlex.quote(value)}; {line}"
+    return line
+
+
+def _read_packets(conn: socket.socket, deadline: float, out: bytearray, err: bytearray) -> int:
+    """Reads the shell protocol up to the exit status. Raises TimeoutError at the deadline, OSError at an early end."""
+    pending = bytearray()
+    while True:
+        while len(pending) >= 5 and len(pending) >= 5 + (size := int.from_bytes(pending[1:5], "little")):
+            kind, payload = pending[0], bytes(pending[5 : 5 + size])
+            del pending[: 5 + size]
+            if kind == _EXIT:
+                return payload[0] if payload else 255
+            if (sink := {_STDOUT: out, _STDERR: err}.get(kind)) is not None:
+                sink += payload[: MAX_OUTPUT - len(sink)]
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        conn.settimeout(left)
+        piece = conn.recv(65536)
+        if not piece:
+            raise ConnectionError("it ended without an exit status")
+        pending += piece
+
+
+def _text(data: bytes | bytearray) -> str:
+    return bytes(data).decode("utf-8", errors="replace")
+
+
+def _shortened(command: str, limit: int = 300) -> str:
+    return command if len(command) <= limit else f"{command[:limit]}…"
