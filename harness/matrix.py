@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 from harness.errors import ConfigError
 from harness.inventory import Phone
 from harness.models import UPSTREAM, Lengths, Mode, ModelSpec
 from harness.soc import SOCS, Soc, suggestion
+from harness.target import Target
 
 __all__ = ["Cell", "Lengths", "Mode", "Target", "cells", "cells_for_rack", "parse_modes", "parse_socs"]
-
-
-class Target(StrEnum):
-    """What an artifact is for: phones (weight sharing, shared buffers), or the x86 simulator, which refuses both."""
-
-    ANDROID = "android"
-    SIM = "sim"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,26 @@
+# Two commands: `make test` (no phone, no rack needed beforehand) and `make device` (the matrix on the default rack).
+VENV ?= .venv
+PYTHON ?= python3
+STAMP = $(VENV)/.installed
+
+.PHONY: setup test device lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	bash tools/setup.sh "$(PYTHON)" "$(VENV)"
+	touch $@
+
+test: $(STAMP)
+	$(VENV)/bin/pytest -n 2 tests/host
+
+device: $(STAMP)
+	$(VENV)/bin/pytest -m device -n 4
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV)

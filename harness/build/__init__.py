@@ -1,0 +1,1 @@
+"""ModelSpec × mode × SoC × target → artifact: checkpoint, recipe, calibration, lowering, cache, limits."""

@@ -1,0 +1,302 @@
+"""Runs build workers: groups what shares a first half, one subprocess a group, with limits, logs and progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+
+from harness.build.cache import Artifact
+from harness.build.events import Event, parse
+from harness.build.job import BuildJob, Output
+from harness.errors import BuildError, ConfigError, EnvError
+from harness.matrix import Cell
+from harness.model_file import Mode
+from harness.paths import cache_root
+from harness.target import Target
+from harness.toolchain.environment import Toolchain
+
+DISK_NEEDED_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a build worker may take.
+
+    Attributes:
+        seconds: wall-clock time of one worker.
+        memory_mb: resident memory of the worker and its children together.
+    """
+
+    seconds: float = 4 * 3600
+    memory_mb: float = 0.9 * psutil.virtual_memory().total / (1 << 20)
+
+
+@dataclass(frozen=True)
+class Request:
+    """A cell's artifact, wanted for a target."""
+
+    cell: Cell
+    target: Target
+    artifact: Artifact
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a request ended: `error` is None when the artifact is in the cache."""
+
+    request: Request
+    reused: bool
+    seconds: float
+    error: BuildError | None
+
+
+Progress = Callable[[str, Event], None]
+"""Called with the group's name and a worker's event."""
+
+
+def groups(requests: Sequence[Request]) -> list[list[Request]]:
+    """Requests that share their first half: one model, recipe and lengths; kv goes with hybrid, lookahead alone."""
+    found: dict[tuple[object, ...], list[Request]] = {}
+    for request in requests:
+        cell = request.cell
+        key = (cell.model.name, cell.recipe, cell.lengths, cell.mode is Mode.LOOKAHEAD, request.artifact.reference)
+        found.setdefault(key, []).append(request)
+    return list(found.values())
+
+
+class Builder:
+    """Builds what is missing from the cache.
+
+    Args:
+        toolchain: gives workers their environment.
+        logs: folder for the workers' logs and job files.
+        limits: of each worker.
+        jobs: workers at once, and outputs lowered at once in each.
+    """
+
+    def __init__(self, toolchain: Toolchain, logs: Path, limits: Limits | None = None, jobs: int | None = None) -> None:
+        self._toolchain, self._logs = toolchain, logs
+        self._limits = limits or Limits()
+        self._jobs = jobs or max(1, os.cpu_count() or 1)
+        # Phones and other workers want the cores too; OpenMP threads that outnumber them wait for each other.
+        self._threads = max(1, (os.cpu_count() or 1) // self._jobs)
+        self._stop = threading.Event()
+
+    def build(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[Result]:
+        """Yields a result for each distinct artifact as it becomes ready; groups run side by side.
+
+        Raises:
+            EnvError: too little disk is left.
+        """
+        distinct = list({request.artifact.key: request for request in requests}.values())
+        for request in [request for request in distinct if request.artifact.ready]:
+            yield Result(request, True, 0.0, None)
+            distinct.remove(request)
+        if not distinct:
+            return
+        check_disk(cache_root())
+        results: list[Result] = []
+        changed = threading.Condition()
+
+        def report(result: Result) -> None:
+            with changed:
+                results.append(result)
+                changed.notify()
+
+        with ThreadPoolExecutor(self._jobs) as pool:
+            for group in groups(distinct):
+                pool.submit(self._build_group, group, report, progress)
+            try:
+                for _ in distinct:
+                    with changed:
+                        while not results:
+                            changed.wait(1)
+                        result = results.pop(0)
+                    yield result
+            finally:
+                # Also when the consumer stops early: workers end within a second.
+                self.stop()
+
+    def stop(self) -> None:
+        """Ends the workers that run; what they had not finished fails."""
+        self._stop.set()
+
+    def _build_group(self, group: list[Request], report: Callable[[Result], None], progress: Progress | None) -> None:
+        left = {request.artifact.key: request for request in group}
+        start = time.monotonic()
+
+        def settle(key: str, error: BuildError | None, reused: bool = False) -> None:
+            if request := left.pop(key, None):
+                report(Result(request, reused, round(time.monotonic() - start, 2), error))
+
+        first = group[0]
+        name = f"{first.cell.model.name} ({', '.join(sorted({str(r.cell.mode) for r in group}))})"
+        lock = cache_root() / "locks" / f"{first.artifact.reference.name}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=self._limits.seconds):
+                # Another builder may have made some while we waited.
+                for request in [request for request in group if request.artifact.ready]:
+                    settle(request.artifact.key, None, reused=True)
+                if left:
+                    self._run_worker(name, list(left.values()), settle, progress)
+        except BuildError as error:
+            for key in list(left):
+                settle(key, error)
+        except Exception as error:
+            # A thread's exception has no one to go to: it becomes the group's result.
+            for key in list(left):
+                settle(key, BuildError(f"the build stopped: {error!r}", where=name))
+
+    def _run_worker(
+        self,
+        name: str,
+        requests: list[Request],
+        settle: Callable[[str, BuildError | None], None],
+        progress: Progress | None,
+    ) -> None:
+        first = requests[0]
+        outputs = tuple(
+            Output(r.cell.mode, r.cell.soc.name, r.target, r.artifact.key, r.artifact.folder) for r in requests
+        )
+        job = BuildJob(
+            Path(first.cell.model.file),
+            first.cell.lengths,
+            outputs,
+            first.artifact.reference,
+            first.artifact.fingerprint,
+            parallel=self._jobs + 1,
+            threads=self._threads,
+            failures=cache_root() / "failures",
+        )
+        self._logs.mkdir(parents=True, exist_ok=True)
+        stem = f"{first.cell.model.name}-{'-'.join(sorted({str(o.mode) for o in outputs}))}-{outputs[0].key}"
+        job_file, log = self._logs / f"{stem}.json", self._logs / f"{stem}.log"
+        job_file.write_text(job.to_json(), encoding="utf-8")
+        names = {r.artifact.key: f"{r.cell.model.name}-{r.cell.mode}-{r.cell.soc.name}" for r in requests}
+        with _process(self._toolchain, job_file) as process:
+            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
+            killed: list[str] = []
+            process.killed = killed  # type: ignore[attr-defined]
+            watcher.start()
+            with log.open("a", encoding="utf-8") as stream:
+                for line in process.stdout or ():
+                    event = parse(line)
+                    if event is None:
+                        stream.write(line)
+                        continue
+                    stream.write(f"== {event.kind} {names.get(event.name, event.name)} {event.seconds:.1f} s\n")
+                    stream.flush()
+                    if progress:
+                        progress(name, Event(event.kind, names.get(event.name, event.name), event.seconds))
+                    if event.kind == "done":
+                        settle(event.name, None)
+                    elif event.kind == "failed":
+                        settle(event.name, _lowering_error(names.get(event.name, event.name), event.detail))
+            status = process.wait()
+        for request in requests:
+            if not request.artifact.ready:
+                why = killed[0] if killed else f"the build worker ended with exit status {status}"
+                settle(
+                    request.artifact.key,
+                    BuildError(why, where=name, remedy=f"read {log}", evidence=_tail(log)),
+                )
+
+    def _watch(self, process: subprocess.Popen[str]) -> None:
+        """Ends a worker that takes too long or too much, or whose consumer has gone."""
+        deadline = time.monotonic() + self._limits.seconds
+        while process.poll() is None:
+            reason = ""
+            if self._stop.is_set():
+                reason = "the build was interrupted"
+            elif time.monotonic() > deadline:
+                reason = f"the build worker took more than {self._limits.seconds:.0f} s"
+            elif (used := _tree_mb(process.pid)) > self._limits.memory_mb:
+                reason = f"the build worker took {used:.0f} MB, over its limit of {self._limits.memory_mb:.0f} MB"
+            if reason:
+                process.killed.append(reason)  # type: ignore[attr-defined]
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                return
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _process(toolchain: Toolchain, job_file: Path) -> Iterator[subprocess.Popen[str]]:
+    """A worker in a process group of its own, that dies with us."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.build.worker", str(job_file)],
+        env={**toolchain.environment(), "OMP_WAIT_POLICY": "passive"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _tree_mb(pid: int) -> float:
+    """Memory of a process and its children in MB: proportional share, since forked children share pages."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_full_info().pss
+    return total / (1 << 20)
+
+
+def _lowering_error(name: str, log: str) -> BuildError:
+    path = Path(log)
+    if not path.is_file():
+        return BuildError(f"lowering failed: {log}", where=name, remedy="was the machine out of memory?")
+    return BuildError("lowering failed", where=name, remedy=f"read {path}", evidence=_tail(path))
+
+
+def _tail(path: Path, lines: int = 15) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def check_disk(folder: Path, needed: int = DISK_NEEDED_BYTES) -> None:
+    """Refuses to build onto a nearly full disk.
+
+    Raises:
+        EnvError: less than `needed` bytes are free.
+        ConfigError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache folder cannot be made: {error.strerror}",
+            where=str(folder),
+            remedy="set HTPFARM_CACHE to a folder on a disk with room",
+        ) from error
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EnvError(
+            f"{free / (1 << 30):.1f} GB are free, a build needs {needed / (1 << 30):.1f} GB",
+            where=str(folder),
+            remedy="free some space, or set HTPFARM_CACHE to a folder on a larger disk",
+        )

@@ -1,0 +1,119 @@
+"""The artifact cache: content-addressed folders under the user's cache, written once, never changed.
+
+    artifacts/<model>-<mode>-<SoC>-<target>-<key>/   model.pte, manifest.json, build.log
+    references/<model>-<key>/                        reference.json, the tokenizer, decode_qdq.pt2
+    failures/<key>-<time>-<pid>.log                  logs of lowerings that failed
+    locks/                                           one lock a group of artifacts that share their first half
+
+The key is a hash of everything that could change the bytes: weights, architecture, recipe, mode, lengths, SoC,
+target, calibration text, toolchain, and the source of the modules that build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from harness.build.checkpoint import checkpoint_file
+from harness.build.reference import FILE
+from harness.model_file import Lengths, Mode
+from harness.models import ModelSpec
+from harness.paths import cache_root
+from harness.soc import Soc
+from harness.target import Target
+
+# Modules whose source changes what a build makes.
+_SOURCES = ("checkpoint.py", "recipe.py", "upstream.py", "score.py", "reference.py", "materials.py", "worker.py")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A `.pte` in the cache (or given by the user), and the folder of its reference.
+
+    Attributes:
+        key: its content key; `given` for one of the user's.
+        pte: the program.
+        reference: folder with `reference.json` and the tokenizer.
+        fingerprint: everything that could change it.
+    """
+
+    key: str
+    pte: Path
+    reference: Path
+    fingerprint: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """In the cache: holds `model.pte`, `manifest.json` and `build.log`."""
+        return self.pte.parent
+
+    @property
+    def ready(self) -> bool:
+        """Whether the artifact and its reference are in the cache."""
+        return self.pte.is_file() and (self.reference / FILE).is_file()
+
+    def manifest(self) -> dict[str, object]:
+        """What is known of how it was made; empty where there is no manifest."""
+        path = self.folder / "manifest.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def locate(
+    spec: ModelSpec, mode: Mode, soc: Soc, target: Target, lengths: Lengths, toolchain: dict[str, str]
+) -> Artifact:
+    """Where the artifact of a cell is, or will be.
+
+    Args:
+        toolchain: `harness.toolchain.environment.fingerprint`.
+    """
+    shared = {
+        **{f"toolchain.{key}": value for key, value in toolchain.items()},
+        "builder": _source_hash(),
+        "model": spec.name,
+        "decoder": spec.decoder,
+        "params": json.dumps(spec.params.model_args(), sort_keys=True),
+        "weights": _file_hash(checkpoint_file(spec)),
+        "recipe": spec.recipe.model_dump_json(),
+        "shards": str(spec.shards),
+        "calibration": f"{_file_hash(spec.calibration.text)}:{spec.calibration.samples}",
+        "max_seq_len": str(lengths.max_seq_len),
+    }
+    scored = {"evaluation": f"{_file_hash(spec.eval.text)}:{spec.eval.tokens}"}
+    own = {"mode": str(mode), "soc": soc.name, "target": str(target)}
+    if mode is not Mode.KV:
+        own["prefill_ar_len"] = str(lengths.prefill_ar_len)
+    everything = {**shared, **own}
+    key = _hash(everything)
+    root = cache_root()
+    return Artifact(
+        key,
+        root / "artifacts" / f"{spec.name}-{mode}-{soc.name}-{target}-{key}" / "model.pte",
+        root / "references" / f"{spec.name}-{_hash({**shared, **scored})}",
+        everything,
+    )
+
+
+def _hash(value: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _source_hash() -> str:
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    stat = path.stat()
+    return _hash_once(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _hash_once(path: str, _size: int, _mtime_ns: int) -> str:
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

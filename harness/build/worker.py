@@ -1,0 +1,235 @@
+"""The build worker: `python -m harness.build.worker JOB.json`, a process of its own with the toolchain's environment.
+
+The shared half runs once: load, score the float model, quantise, score QDQ, export, decompose. Then the process
+forks one child an output (SoC × mode × target), which lowers from memory: nothing of the shared half is done or
+copied twice. kv needs the decode graph only, so its children start while the prefill graph is still prepared.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from harness.build import upstream
+from harness.build.checkpoint import load_state_dict
+from harness.build.events import Event, emit, stage
+from harness.build.job import BuildJob, Output
+from harness.build.reference import FILE, QDQ_FILE, Reference
+from harness.build.score import prepare_text
+from harness.model_file import Mode
+from harness.models import ModelSpec, load_model
+from harness.toolchain.mends import write_params
+
+# A QDQ module takes about 7 bytes a weight on disk: kept where that stays below a gigabyte or so.
+KEEP_QDQ_BELOW_WEIGHTS = 200_000_000
+_PR_SET_PDEATHSIG = 1
+
+
+def run(job: BuildJob) -> int:
+    """Builds every output of the job; returns how many failed."""
+    torch.set_num_threads(job.threads)
+    torch.manual_seed(0)
+    spec = load_model(job.model_file)
+    times: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="htpfarm-build-") as name:
+        return _build(job, spec, Path(name), times)
+
+
+def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float]) -> int:
+    modes = {output.mode for output in job.outputs}
+    with stage("load", times):
+        checkpoint = scratch / "checkpoint.pt"
+        torch.save(load_state_dict(spec), checkpoint)
+        params = write_params(spec.params.model_args(), scratch)
+        mode = Mode.HYBRID if Mode.HYBRID in modes else next(iter(modes))
+        decoders = upstream.construct(spec, upstream.control_args(spec, mode, job.lengths, params, checkpoint))
+        text = prepare_text(spec, job.lengths.max_seq_len, scratch)
+    soc = job.outputs[0].soc
+    graph = decoders.calibration_prefill
+    new_reference = not (job.reference / FILE).is_file()
+    if new_reference:
+        with stage("score FP", times):
+            fp = text.score(lambda tokens: upstream.full_logits(graph, graph.decoder, tokens))
+    with stage("quantise", times):
+        upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc)
+    if new_reference:
+        with stage("score QDQ", times):
+            qdq = text.score(lambda tokens: upstream.full_logits(graph, graph.decoder, tokens))
+            scale = decoders.decode.meta["get_logits_scale"]
+            reference = Reference(
+                job.lengths.max_seq_len, text.windows, text.words, fp, qdq, text.tokenizer_file.name, scale
+            )
+            folder = Path(tempfile.mkdtemp(prefix=".reference-", dir=job.reference.parent))
+            shutil.copy(text.tokenizer_file, folder / text.tokenizer_file.name)
+            if sum(p.numel() for p in decoders.decode.decoder.parameters()) < KEEP_QDQ_BELOW_WEIGHTS:
+                upstream.save_qdq(decoders, folder / QDQ_FILE)
+            (folder / FILE).write_text(reference.to_json(), encoding="utf-8")
+            _publish(folder, job.reference)
+    if Mode.HYBRID in modes:
+        with stage("quantise prefill", times):
+            upstream.quantise_prefill(decoders, soc)
+    # Needed for the encodings only, and the largest graph.
+    del decoders.calibration_prefill, graph
+    decode_name, prefill_name = upstream.graph_names()
+    any_spec = upstream.compiler_spec(soc, job.outputs[0].target, spec.shards)
+    children = Children(job, spec, decoders.decode.meta, times)
+    with stage("export decode", times):
+        graphs = [upstream.to_edge(decoders.decode, decode_name, any_spec)]
+    children.start([output for output in job.outputs if output.mode is Mode.KV], graphs)
+    if Mode.HYBRID in modes:
+        with stage("export prefill", times):
+            graphs.append(upstream.to_edge(decoders.prefill, prefill_name, any_spec))
+        children.start([output for output in job.outputs if output.mode is Mode.HYBRID], graphs)
+    return children.finish()
+
+
+class Children:
+    """The forked children: at most `job.parallel` at once, each lowering one output from inherited memory.
+
+    Forks happen only between steps of the main thread, so that a child never inherits half a computation: an output
+    that finds no place when it is given waits for the next step's end.
+    """
+
+    def __init__(self, job: BuildJob, spec: ModelSpec, metadata: dict[str, object], times: dict[str, float]) -> None:
+        self._job, self._spec, self._metadata, self._times = job, spec, metadata, times
+        self._context = multiprocessing.get_context("fork")
+        self._waiting: list[tuple[Output, list[upstream.EdgeGraph], dict[str, float]]] = []
+        self._running: list[multiprocessing.process.BaseProcess] = []
+        self._failed = 0
+
+    def start(self, outputs: list[Output], graphs: list[upstream.EdgeGraph]) -> None:
+        """Takes outputs on and starts as many as there are places for; does not wait."""
+        self._waiting += [(output, list(graphs), dict(self._times)) for output in outputs]
+        self._pump()
+
+    def finish(self) -> int:
+        """Waits for all; returns how many failed."""
+        while self._waiting or self._running:
+            self._pump()
+            time.sleep(0.05)
+        return self._failed
+
+    def _pump(self) -> None:
+        for child in [child for child in self._running if not child.is_alive()]:
+            child.join()
+            self._running.remove(child)
+            if child.exitcode != 0:
+                self._failed += 1
+                if child.exitcode is not None and child.exitcode < 0:
+                    # Killed: it had no chance to say so itself.
+                    emit(Event("failed", child.name, detail=f"killed by signal {-child.exitcode}"))
+        while self._waiting and len(self._running) < self._job.parallel:
+            output, graphs, times = self._waiting.pop(0)
+            arguments = (output, graphs, self._job, self._spec, self._metadata, times)
+            child = self._context.Process(target=_lower_child, args=arguments, name=output.key)
+            child.start()
+            self._running.append(child)
+
+
+def _lower_child(
+    output: Output,
+    graphs: list[upstream.EdgeGraph],
+    job: BuildJob,
+    spec: ModelSpec,
+    metadata: dict[str, object],
+    times: dict[str, float],
+) -> None:
+    """Body of a forked child: lowers into a scratch folder beside its cache folder, then renames."""
+    _die_with_parent()
+    # OpenMP's thread pool does not survive a fork.
+    torch.set_num_threads(1)
+    output.folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=output.folder.parent))
+    log = scratch / "build.log"
+    events = os.dup(1)
+    with log.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    start = time.monotonic()
+    try:
+        options = upstream.compiler_spec(output.soc, output.target, spec.shards)
+        upstream.lower(graphs, dict(metadata), options, spec.shards, scratch / "model.pte")
+        times["lower"] = round(time.monotonic() - start, 3)
+        _write_manifest(scratch, output, job, times)
+        _publish(scratch, output.folder)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        failure = job.failures / f"{output.key}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(log, failure)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.dup2(events, 1)
+        emit(Event("failed", output.key, time.monotonic() - start, str(failure)))
+        sys.stdout.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os.dup2(events, 1)
+    emit(Event("done", output.key, times["lower"]))
+    sys.stdout.flush()
+    # No interpreter shutdown: the QNN libraries' and torch's destructors belong to the parent's memory.
+    os._exit(0)
+
+
+def _write_manifest(scratch: Path, output: Output, job: BuildJob, times: dict[str, float]) -> None:
+    pte = scratch / "model.pte"
+    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    manifest = {
+        "key": output.key,
+        "mode": output.mode,
+        "soc": output.soc,
+        "target": output.target,
+        "bytes": pte.stat().st_size,
+        "stages_s": times,
+        "peak_mb": round(peak_kb / 1024, 1),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [sys.executable, *sys.argv],
+        "fingerprint": job.fingerprint,
+    }
+    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _publish(scratch: Path, folder: Path) -> None:
+    """Makes a finished scratch folder visible under its name, atomically; if another builder was first, theirs stays."""
+    for path in scratch.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    # mkdtemp makes it private; a cache may be shared between users of a lab host.
+    scratch.chmod(0o755)
+    try:
+        scratch.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when its parent dies, so that a killed run leaves no compiler behind."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Entry point."""
+    _die_with_parent()
+    job = BuildJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job.reference.parent.mkdir(parents=True, exist_ok=True)
+    failed = run(job)
+    sys.stdout.flush()
+    os._exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A run's use of the virtual rack: started when needed, shared with other runs, ended by the last one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from harness.inventory import Inventory
+from harness.paths import cache_root
+from harness.rack.manage import RackState, down, status, up
+from harness.toolchain.environment import Toolchain
+
+
+class RackUse:
+    """Holds a shared lock while a run uses the rack; the kernel frees it if the run dies.
+
+    A rack that was up before the run, as by `htpfarm rack up`, stays up after it.
+    """
+
+    def __init__(self, inventory: Inventory, toolchain: Toolchain, state_dir: Path | None = None) -> None:
+        self._state_dir = state_dir or cache_root() / "rack"
+        self._descriptor = -1
+        self._started = False
+        self.state: RackState | None = None
+        phones = [(phone.name, phone.virtual) for phone in inventory.phones if phone.virtual is not None]
+        if not phones:
+            return
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(self._state_dir / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        self._started = status(self._state_dir) is None
+        self.state = up(phones, state_dir=self._state_dir, runner_env=toolchain.environment({}))
+
+    def close(self) -> None:
+        """Ends the rack if this run started it and no other run uses it."""
+        if self._descriptor < 0:
+            return
+        try:
+            if self._started:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                down(self._state_dir)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1

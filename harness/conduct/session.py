@@ -1,0 +1,241 @@
+"""A run as its processes see it: the first one prepares (rack, plan, builds), the others join by the run's folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import __version__
+from harness.build.builder import Builder, Request, check_disk
+from harness.build.cache import Artifact
+from harness.build.given import given_artifacts
+from harness.build.reference import Reference
+from harness.conduct.builds import BuildService, wait_for_artifact
+from harness.conduct.live import LiveLog
+from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
+from harness.conduct.rack_use import RackUse
+from harness.conduct.run_cell import Bench, run_cell
+from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
+from harness.farm.identity import AttachedPhone, survey
+from harness.inventory import Phone
+from harness.paths import cache_root
+from harness.rack.manage import status
+from harness.results import OutcomeRecord, RecordWriter, RunInfo, Status, new_run_folder, plan_entry, utc_now
+from harness.soc import find_soc
+from harness.target import Target
+from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was asked for; all strings as given on the command line."""
+
+    rack: Path
+    models: str
+    modes: str | None
+    socs: str | None
+    pte: Path | None
+    compile_only: bool
+    reports: Path
+
+
+class Run:
+    """One process's part in a run: the plan, the phones, and running a cell."""
+
+    def __init__(self, options: Options, folder: Path, choice: Choice, phones: Sequence[Phone]) -> None:
+        self.options, self.folder, self.choice = options, folder, choice
+        self.target = Target.SIM
+        self.toolchain: Toolchain = find_toolchain()
+        self.fingerprint = fingerprint(self.toolchain)
+        self.planned: tuple[Planned, ...] = plan(choice, phones, self.target)
+        self.live = LiveLog(folder)
+        self.writer = RecordWriter(folder)
+        given = options.pte
+        self.artifacts: dict[str, Artifact] = (
+            given_artifacts(given, self.planned_cells(), self.target, self.fingerprint)
+            if given
+            else artifacts(self.planned, self.target, self.fingerprint)
+        )
+        self._attached: tuple[AttachedPhone, ...] | None = None
+        self._references: dict[Path, Any] = {}
+
+    def planned_cells(self) -> list[Any]:
+        """The cells that run."""
+        return [p.cell for p in self.planned if p.verdict.run]
+
+    def find(self, cell_id: str) -> Planned:
+        """A planned cell by its id."""
+        return next(p for p in self.planned if p.cell.id == cell_id)
+
+    def wait_for_artifact(self, planned: Planned) -> Artifact:
+        """The cell's artifact, once the run's builder has it. Raises the build's error."""
+        artifact = self.artifacts[planned.cell.id]
+        if self.options.pte is None:
+            self.live.say("", f"{planned.cell.id}: waiting for its artifact")
+            wait_for_artifact(self.folder, artifact)
+        return artifact
+
+    def run_cell(self, planned: Planned) -> OutcomeRecord:
+        """Carries a cell out; records and returns its outcome. Never raises for the cell's own failures."""
+        cell = planned.cell
+        try:
+            artifact = self.wait_for_artifact(planned)
+            if self.options.compile_only:
+                outcome = OutcomeRecord(cell.id, Status.PASSED, reason="compiled; not run (--compile-only)")
+            else:
+                return run_cell(self._bench(), cell, artifact)
+        except HarnessError as error:
+            outcome = OutcomeRecord(
+                cell.id,
+                Status.ERROR,
+                error.failure_class,
+                f"{error.where}: {error.what}" if error.where else error.what,
+                error.remedy,
+                error.evidence,
+            )
+        self.writer.append(outcome)
+        return outcome
+
+    def skip(self, planned: Planned) -> None:
+        """Records that a gate skipped a cell."""
+        verdict = planned.verdict
+        self.writer.append(
+            OutcomeRecord(
+                planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy
+            )
+        )
+
+    def _bench(self) -> Bench:
+        if self._attached is None:
+            found = survey(self.choice.inventory, status(cache_root() / "rack"))
+            self._attached = found.attached
+            for phone, error in found.refused:
+                self.live.say(phone.name, f"not used: {error.what}")
+        return Bench(
+            self.folder.name, self.folder, self._attached, self.writer.append, self.live.say, self.target, self._check
+        )
+
+    def _check(
+        self, qdq: Path, reference: Reference, replies: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+    ) -> Any:
+        # Here and not at the top: it loads torch, which planning does without.
+        from harness.evaluate.text import check_text
+        from harness.runtime.reference import QdqReference
+
+        if qdq not in self._references:
+            import torch
+
+            torch.set_num_threads(1)
+            self._references = {qdq: QdqReference(qdq)}
+        return tuple(
+            check_text(self._references[qdq], prompt, tokens, reference.logits_scale) for prompt, tokens in replies
+        )
+
+
+def join_run(options: Options, folder: Path) -> Run:
+    """A further process of a run: the same plan, from the same files and what the first process found out."""
+    choice = read_choice(options.rack, options.models, options.modes, options.socs)
+    socs = json.loads((folder / "phones.json").read_text(encoding="utf-8"))
+    phones = [replace(p, soc=find_soc(socs[p.name])) for p in choice.inventory.phones if socs.get(p.name)]
+    return Run(options, folder, choice, phones)
+
+
+class FirstProcess:
+    """Prepares a run and ends it. Nothing has run, and nothing is built, when the constructor refuses."""
+
+    def __init__(self, options: Options, dry: bool = False) -> None:
+        """
+        Args:
+            dry: only plan (`--collect-only`): no rack is started, no phone asked, nothing recorded.
+        """
+        choice = read_choice(options.rack, options.models, options.modes, options.socs)
+        self._rack: RackUse | None = None
+        self._builds: BuildService | None = None
+        if dry:
+            phones = [phone for phone in choice.inventory.phones if phone.soc]
+            self.run = Run(options, options.reports / "not-made", choice, phones)
+            return
+        check_disk(options.reports, needed=64 << 20)
+        toolchain = find_toolchain()
+        self._rack = RackUse(choice.inventory, toolchain)
+        try:
+            self.run = self._prepare(options, choice)
+        except BaseException:
+            self._rack.close()
+            raise
+        requests = [
+            Request(p.cell, self.run.target, self.run.artifacts[p.cell.id])
+            for p in self.run.planned
+            if p.verdict.run and options.pte is None
+        ]
+        builder = Builder(toolchain, self.run.folder / "build-logs")
+        self._builds = BuildService(builder, requests, self.run.folder, self.run.writer.append, self.run.live.say)
+
+    def _prepare(self, options: Options, choice: Choice) -> Run:
+        phones = self._probe(choice)
+        folder = new_run_folder(options.reports)
+        names = {p.name: p.soc.name if p.soc else None for p in phones}
+        (folder / "phones.json").write_text(json.dumps(names), encoding="utf-8")
+        run = Run(options, folder, choice, [p for p in phones if p.soc])
+        if not run.planned:
+            raise ConfigError(
+                "no phone of the rack has a chipset that was asked for",
+                where=f"{options.rack}: --socs {options.socs}",
+                remedy="see `htpfarm devices`",
+            )
+        _record_plan(run)
+        return run
+
+    def start(self) -> None:
+        """Starts building."""
+        if self._builds:
+            self._builds.start()
+
+    def close(self) -> None:
+        """Ends what the run started."""
+        if self._builds:
+            self._builds.stop()
+        if self._rack:
+            self._rack.close()
+
+    def _probe(self, choice: Choice) -> list[Phone]:
+        """The inventory's phones with the SoC each reports; one that does not answer keeps what the file says."""
+        found = survey(choice.inventory, self._rack.state if self._rack else None)
+        for _, error in found.refused:
+            if error.failure_class is FailureClass.CONFIG:
+                raise error
+        attached = {a.phone.name: a for a in found.attached}
+        phones = [
+            replace(p, soc=attached[p.name].identity.soc) if p.name in attached else p
+            for p in choice.inventory.phones
+        ]
+        if not attached:
+            raise InfraError(
+                "no phone of the rack answers",
+                where=str(choice.inventory.path),
+                remedy="see `htpfarm devices`",
+                evidence="\n".join(f"{phone.name}: {error.what}" for phone, error in found.refused),
+            )
+        return phones
+
+
+def _record_plan(run: Run) -> None:
+    run.writer.append(
+        RunInfo(
+            run.folder.name,
+            utc_now(),
+            tuple(sys.argv),
+            platform.node(),
+            __version__,
+            run.fingerprint,
+            str(run.options.rack),
+            run.target,
+        )
+    )
+    for planned in run.planned:
+        run.writer.append(plan_entry(planned.cell, planned.verdict))

@@ -1,0 +1,62 @@
+"""Is the phone's text right? Every token it chose is held against QDQ's logits after the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.runtime.reference import NEAR_TIE_STEPS, Difference, QdqReference
+
+
+@dataclass(frozen=True)
+class TextReport:
+    """One reply of a phone against QDQ.
+
+    Attributes:
+        compared: tokens compared.
+        near_ties: tokens that differ where QDQ's own best logits are within two quantisation steps.
+        mismatches: tokens that differ otherwise: the phone is wrong.
+    """
+
+    compared: int
+    near_ties: tuple[Difference, ...]
+    mismatches: tuple[Difference, ...]
+
+
+def check_text(
+    reference: QdqReference, prompt: Sequence[int], tokens: Sequence[int], logits_scale: float
+) -> TextReport:
+    """Compares a greedy reply with QDQ, token by token, in one pass of the QDQ graph.
+
+    The prefix of each position is the phone's own text, so one wrong choice does not hide behind another.
+
+    Args:
+        reference: the QDQ module.
+        prompt: what was fed, BOS included.
+        tokens: the reply; with the prompt at most one more than the context.
+        logits_scale: one step of the quantised logits.
+    """
+    rows = reference.logits([*prompt, *tokens[:-1]])[len(prompt) - 1 :]
+    differences = []
+    for index, (row, got) in enumerate(zip(rows, tokens, strict=True)):
+        best = int(row.argmax())
+        if got != best:
+            second = float(np.partition(row, -2)[-2])
+            # Rounded: the logits are float32 multiples of the scale.
+            gaps = (round(float(row[best] - other) / logits_scale, 3) for other in (second, float(row[got])))
+            differences.append(Difference(index, got, best, *gaps))
+    return TextReport(
+        len(tokens),
+        tuple(d for d in differences if d.near_tie),
+        tuple(d for d in differences if not d.near_tie),
+    )
+
+
+def describe(difference: Difference) -> str:
+    """A mismatch in words."""
+    return (
+        f"token {difference.index}: the phone chose {difference.got}, QDQ {difference.expected}, "
+        f"{difference.token_gap:.1f} quantisation steps apart (a near tie is {NEAR_TIE_STEPS:.0f})"
+    )

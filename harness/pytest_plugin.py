@@ -1,0 +1,197 @@
+"""The pytest side: options, the matrix as parametrised tests, one phone a worker, progress and the report. Thin.
+
+`pytest -m device` runs cells; without `-m device` nothing here starts anything. Under pytest-xdist the controller
+prepares the run (rack, plan, builds) and each worker joins it by the run's folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from _pytest.mark.expression import Expression
+
+from harness.conduct.live import Follower
+from harness.conduct.plan import DEFAULT_MODELS, Planned
+from harness.conduct.session import FirstProcess, Options, Run, join_run
+from harness.errors import ConfigError, HarnessError
+from harness.paths import REPOSITORY
+from harness.results import OutcomeRecord, Status, load_run
+from harness.results.report import write_reports
+from harness.results.summary import exit_status, summarise
+from harness.results.table import table_text
+
+if TYPE_CHECKING:
+    from xdist.workermanage import WorkerController
+
+_FIRST = pytest.StashKey[FirstProcess]()
+_RUN = pytest.StashKey[Run]()
+_FOLLOWER = pytest.StashKey[Follower]()
+_WORKER_INPUT = "htpfarm_run"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of `pytest -m device`."""
+    group = parser.getgroup("htpfarm", "cells on phones (pytest -m device)")
+    group.addoption("--rack", type=Path, default=REPOSITORY / "devices.yaml", help="inventory (devices.yaml)")
+    group.addoption("--models", default=DEFAULT_MODELS, help=f"names, comma-separated, or all ({DEFAULT_MODELS})")
+    group.addoption("--modes", default=None, help="kv,hybrid,lookahead or all (each model's own)")
+    group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
+    group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
+    group.addoption("--compile-only", action="store_true", help="stop after compiling")
+    group.addoption("--reports", type=Path, default=REPOSITORY / "reports", help="where runs are written (reports/)")
+
+
+def _active(config: pytest.Config) -> bool:
+    """Whether device tests are asked for: `-m` selects the marker `device`."""
+    expression = config.getoption("markexpr", "")
+    return bool(expression) and Expression.compile(expression).evaluate(lambda name, **_: name == "device")
+
+
+def _options(config: pytest.Config) -> Options:
+    get = config.getoption
+    return Options(
+        get("rack"), get("models"), get("modes"), get("socs"), get("pte"), get("compile_only"), get("reports")
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepares the run, or joins it in a worker. Bad input ends here, before anything runs."""
+    if not _active(config):
+        return
+    worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+    try:
+        if worker_input is not None:
+            _die_with_controller()
+            config.stash[_RUN] = join_run(_options(config), Path(worker_input[_WORKER_INPUT]))
+            return
+        if config.option.pte is not None and config.option.compile_only:
+            raise ConfigError("--pte and --compile-only exclude each other", where="command line")
+        first = FirstProcess(_options(config), dry=config.option.collectonly)
+    except HarnessError as error:
+        code = {"CONFIG": 2, "INFRA": 3, "ENV": 3}.get(error.failure_class, 1)
+        raise pytest.exit.Exception(f"{error.failure_class}: {error}", returncode=code) from None
+    config.stash[_FIRST], config.stash[_RUN] = first, first.run
+    if not config.option.collectonly:
+        config.stash[_FOLLOWER] = Follower(first.run.live, lambda line: _show(config, line))
+
+
+def _die_with_controller() -> None:
+    """A worker whose controller is killed dies too: its lease is free at once."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() == 1:
+        os._exit(3)
+
+
+def _show(config: pytest.Config, line: str) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None:
+        return
+    if capture is None:
+        reporter.write_line(line)
+        return
+    with capture.global_and_fixture_disabled():
+        reporter.write_line(line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """xdist: tells a worker where the run is."""
+    if _RUN in node.config.stash:
+        node.workerinput[_WORKER_INPUT] = str(node.config.stash[_RUN].folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """xdist: all cells of a phone go to one worker, so that no worker waits for a phone that another one holds."""
+    if _RUN not in config.stash:
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    phones = {planned.cell.id: ",".join(planned.phones) for planned in config.stash[_RUN].planned}
+
+    class PhoneScheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            cell = nodeid.partition("[")[2].rstrip("]")
+            return phones.get(cell, nodeid)
+
+    return PhoneScheduling(config, log)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Starts building and showing progress."""
+    stash = session.config.stash
+    if _FOLLOWER in stash:
+        stash[_FOLLOWER].start()
+        stash[_FIRST].start()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test a planned cell, by the cell's id."""
+    if "planned" in metafunc.fixturenames:
+        run = metafunc.config.stash.get(_RUN, None)
+        cells: Sequence[Planned] = run.planned if run else ()
+        metafunc.parametrize("planned", cells, ids=[planned.cell.id for planned in cells], scope="session")
+
+
+@pytest.fixture
+def outcome(planned: Planned, request: pytest.FixtureRequest) -> OutcomeRecord:
+    """The outcome of a cell. A skipped cell skips with its reason; what is not the product's fault is an error."""
+    run = request.config.stash[_RUN]
+    if not planned.verdict.run:
+        run.skip(planned)
+        pytest.skip(f"{planned.verdict.reason}; {planned.verdict.remedy}")
+    result = run.run_cell(planned)
+    if result.status is Status.ERROR:
+        pytest.fail(_words(result), pytrace=False)
+    return result
+
+
+def _words(outcome: OutcomeRecord) -> str:
+    parts = [f"{outcome.failure_class}: {outcome.reason}"]
+    parts += [f"what to do: {outcome.remedy}"] if outcome.remedy else []
+    parts += [outcome.evidence] if outcome.evidence else []
+    return "\n".join(parts)
+
+
+def assert_passed(outcome: OutcomeRecord) -> None:
+    """Fails the test with the outcome's own words."""
+    if outcome.status is not Status.PASSED:
+        pytest.fail(_words(outcome), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Ends what the run started, writes the reports, and sets the exit status by the outcomes' classes."""
+    try:
+        return (yield)
+    finally:
+        stash = session.config.stash
+        if _FIRST in stash:
+            stash[_FIRST].close()
+        if _FOLLOWER in stash:
+            stash[_FOLLOWER].stop()
+            folder = stash[_RUN].folder
+            write_reports(folder)
+            status = exit_status(summarise(load_run(folder)))
+            if status and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+                session.exitstatus = status
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of cells, and where the report is."""
+    if _FOLLOWER not in config.stash:
+        return
+    folder = config.stash[_RUN].folder
+    terminalreporter.section("cells")
+    terminalreporter.write_line(table_text(summarise(load_run(folder))))
+    for name in ("report.html", "report.md", "records.jsonl"):
+        terminalreporter.write_line(str(folder / name))

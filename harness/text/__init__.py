@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizers, chat templates, scoring windows. Used by build, runtime and evaluate alike."""
