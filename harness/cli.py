@@ -19,7 +19,7 @@ from rich.table import Table
 
 from harness import __version__
 from harness.errors import ConfigError, FailureClass, HarnessError
-from harness.paths import MODELS, REPOSITORY, cache_root
+from harness.paths import REPOSITORY, cache_root
 
 EXIT_STATUS = {FailureClass.CONFIG: 2, FailureClass.INFRA: 3, FailureClass.ENV: 3}
 
@@ -52,7 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--socs", help="chipsets, comma-separated; default: those of the rack")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add(name: str, verb: Callable[[argparse.Namespace], int], parents: Sequence[argparse.ArgumentParser], text: str):  # type: ignore[no-untyped-def]
+    def add(
+        name: str,
+        verb: Callable[[argparse.Namespace], int],
+        parents: Sequence[argparse.ArgumentParser],
+        text: str,
+    ) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, parents=[common, *parents], help=text, description=text)
         sub.set_defaults(verb=verb)
         return sub
@@ -64,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add("gates", _gates, [], "what each HTP generation can do, with the source")
     compile_ = add("compile", _compile, [rack, cells], "compile what is missing from the cache")
     compile_.add_argument("--jobs", type=int, help="build workers at once; default: the cores")
+    compile_.add_argument("--target", default="sim", choices=("sim", "android"), help="simulator or phone")
+    compile_.add_argument("--out", type=Path, metavar="DIR", help="copy the artifacts there, as --pte takes them")
     add("cache", _cache, [], "what the artifact cache holds")
     rack_verb = add("rack", _rack, [rack], "virtual phones: start, stop, show")
     rack_verb.add_argument("action", choices=("up", "down", "status"))
@@ -100,7 +107,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
             _print_json(exports)
         else:
             for key, value in exports.items():
-                print(f"export {key}={shlex.quote(value)}${{{key}:+:${key}}}" if "PATH" in key else f"export {key}={shlex.quote(value)}")
+                inherited = f"${{{key}:+:${key}}}" if key.endswith("PATH") else ""
+                print(f"export {key}={shlex.quote(value)}{inherited}")
         return 0
     findings = examine()
     if arguments.json:
@@ -113,42 +121,186 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _rack(arguments: argparse.Namespace) -> int:
+    from harness.conduct.rack_use import start_rack
     from harness.inventory import load_inventory
     from harness.rack import cli as rack_cli
+    from harness.toolchain.environment import find_toolchain
 
-    state_dir = cache_root() / "rack"
+    console = Console()
+    if arguments.action == "down":
+        ended = rack_cli.cmd_down()
+        if arguments.json:
+            _print_json({"ended": ended})
+        else:
+            rack_cli.print_down(ended, console)
+        return 0
+    state = None
     if arguments.action == "up":
         inventory = load_inventory(arguments.rack)
         phones = [(phone.name, phone.virtual) for phone in inventory.phones if phone.virtual is not None]
         if not phones:
-            raise ConfigError("no virtual phone in this rack", where=str(arguments.rack), remedy="add one: virtual: KIND")
-        return rack_cli.up(phones, state_dir, as_json=arguments.json)
-    action = rack_cli.down if arguments.action == "down" else rack_cli.show
-    return action(state_dir, as_json=arguments.json)
+            raise ConfigError(
+                "this rack has no virtual phone", where=str(arguments.rack), remedy="add one: `virtual: galaxy_s24`"
+            )
+        state = start_rack(phones, find_toolchain(), cache_root() / "rack")
+    else:
+        state = rack_cli.cmd_status()
+    if arguments.json:
+        print(rack_cli.to_json(state))
+    else:
+        rack_cli.print_state(state, console)
+    return 0
 
 
 def _devices(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from harness.farm.identity import survey
+    from harness.farm.lease import holders
+    from harness.inventory import load_inventory
+    from harness.rack.manage import status
+
+    inventory = load_inventory(arguments.rack)
+    found = survey(inventory, status())
+    held = {holder.serial: str(holder.owner) for holder in holders()}
+    attached = {phone.phone.name: phone.identity for phone in found.attached}
+    refused = {phone.name: error for phone, error in found.refused}
+    rows = []
+    for phone in inventory.phones:
+        identity = attached.get(phone.name)
+        row = {"name": phone.name, "kind": "virtual" if phone.virtual else "real", "usable": identity is not None}
+        if identity:
+            lease = held.get(identity.serial, "free")
+            soc = identity.soc.name if identity.soc else "none"
+            row |= {
+                "serial": identity.serial,
+                "what": identity.label,
+                "soc": soc,
+                "lease": lease,
+                "note": identity.reason,
+            }
+        else:
+            error = refused[phone.name]
+            row |= {
+                "serial": phone.serial or "",
+                "what": "",
+                "soc": "",
+                "lease": "",
+                "note": f"{error.what}; {error.remedy}",
+            }
+        rows.append(row)
+    if arguments.json:
+        _print_json(rows)
+    else:
+        columns = ("name", "kind", "serial", "what", "soc", "lease", "note")
+        _print_table(str(inventory.path), columns, [[str(row[column]) for column in columns] for row in rows])
+    return 3 if refused else 0
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    choice, planned = _planned(arguments)
+    if arguments.json:
+        _print_json([{"cell": p.cell.id, "phones": p.phones, **dataclasses.asdict(p.verdict)} for p in planned])
+        return 0
+    rows = [
+        (
+            p.cell.id,
+            ", ".join(p.phones),
+            "run" if p.verdict.run else "skip",
+            f"{p.verdict.reason}; {p.verdict.remedy}" if p.verdict.reason else "",
+        )
+        for p in planned
+    ]
+    _print_table(f"plan for {choice.inventory.path}", ("cell", "phones", "verdict", "reason and remedy"), rows)
+    running = sum(p.verdict.run for p in planned)
+    print(f"{running} cells run, {len(planned) - running} are skipped")
+    return 0
+
+
+def _planned(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The choice and the plan, from the files alone: no phone is asked."""
+    from harness.conduct.plan import plan, read_choice
+    from harness.target import Target
+
+    choice = read_choice(arguments.rack, arguments.models, arguments.modes, arguments.socs)
+    return choice, plan(choice, choice.inventory.phones, Target.SIM)
 
 
 def _gates(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from harness.gates import GATES
+
+    rows = [(gate.name, gate.feature, f"V{gate.least}", gate.remedy, gate.source) for gate in GATES]
+    columns = ("gate", "feature", "needs", "on an older HTP", "source")
+    if arguments.json:
+        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        _print_table("what an HTP generation can do", columns, rows)
+    return 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from harness.build.builder import Builder, Request
+    from harness.build.given import export
+    from harness.conduct.builds import words
+    from harness.conduct.plan import artifacts
+    from harness.target import Target
+    from harness.toolchain.environment import find_toolchain, fingerprint
+
+    _, planned = _planned(arguments)
+    toolchain = find_toolchain()
+    target = Target(arguments.target)
+    located = artifacts(planned, target, fingerprint(toolchain))
+    cells = {p.cell.id: p.cell for p in planned if p.verdict.run}
+    requests = [Request(cell, target, located[cell_id]) for cell_id, cell in cells.items()]
+    builder = Builder(toolchain, cache_root() / "build-logs", jobs=arguments.jobs)
+    rows, failed = [], 0
+    for result in builder.build(requests, lambda name, event: print(words(name, event), file=sys.stderr, flush=True)):
+        artifact = result.request.artifact
+        what = (
+            "FAILED" if result.error else "from the cache" if result.reused else f"compiled in {result.seconds:.0f} s"
+        )
+        failed += result.error is not None
+        cell = result.request.cell
+        rows.append((f"{cell.model.name}-{cell.mode}-{cell.soc.name}", what, str(artifact.pte)))
+        if result.error:
+            print(f"htpfarm: BUILD: {result.error}", file=sys.stderr)
+    if arguments.out and not failed:
+        export([(cell, located[cell_id]) for cell_id, cell in cells.items()], arguments.out)
+    if arguments.json:
+        _print_json([dict(zip(("artifact", "result", "path"), row, strict=True)) for row in sorted(rows)])
+    else:
+        _print_table("artifacts", ("artifact", "result", "path"), sorted(rows))
+    return 1 if failed else 0
 
 
 def _cache(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from harness.build.cache import list_artifacts
+
+    found = list_artifacts()
+    rows = [(e.name, f"{e.megabytes:.1f}", e.made, e.folder) for e in found]
+    if arguments.json:
+        _print_json(found)
+    else:
+        total = sum(entry.megabytes for entry in found)
+        _print_table(
+            f"{cache_root()}: {len(found)} artifacts, {total:.0f} MB", ("artifact", "MB", "made", "folder"), rows
+        )
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    from harness.results.report import report
+    from harness.results.summary import exit_status
+
+    if arguments.json:
+        from harness.results import load_run
+        from harness.results.report import write_reports
+        from harness.results.summary import summarise
+
+        write_reports(arguments.run)
+        summary = summarise(load_run(arguments.run))
+        _print_json(summary)
+    else:
+        summary = report(arguments.run)
+    return exit_status(summary)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ MODELS = REPOSITORY / "models"
 
 
 def cache_root() -> Path:
-    """The user's cache folder for htpfarm: `$HTPFARM_CACHE`, else `$XDG_CACHE_HOME/htpfarm`, else `~/.cache/htpfarm`."""
+    """The user's cache folder: `$HTPFARM_CACHE`, else `$XDG_CACHE_HOME/htpfarm`, else `~/.cache/htpfarm`."""
     if explicit := os.environ.get("HTPFARM_CACHE"):
         return Path(explicit).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME")

@@ -50,7 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _active(config: pytest.Config) -> bool:
     """Whether device tests are asked for: `-m` selects the marker `device`."""
     expression = config.getoption("markexpr", "")
-    return bool(expression) and Expression.compile(expression).evaluate(lambda name, **_: name == "device")
+    return bool(expression) and Expression.compile(expression).evaluate(_is_device)
+
+
+def _is_device(name: str, /, **_: str | int | bool | None) -> bool:
+    return name == "device"
 
 
 def _options(config: pytest.Config) -> Options:

@@ -96,6 +96,27 @@ def locate(
     )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """One artifact of the cache, as `htpfarm cache` shows it."""
+
+    name: str
+    megabytes: float
+    made: str
+    folder: str
+
+
+def list_artifacts() -> list[Entry]:
+    """Everything in the artifact cache, by name."""
+    entries = []
+    for folder in sorted((cache_root() / "artifacts").glob("*-*")):
+        pte, manifest = folder / "model.pte", folder / "manifest.json"
+        if pte.is_file() and manifest.is_file():
+            made = str(json.loads(manifest.read_text(encoding="utf-8")).get("made", ""))
+            entries.append(Entry(folder.name, round(pte.stat().st_size / 1e6, 2), made, str(folder)))
+    return entries
+
+
 def _hash(value: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 

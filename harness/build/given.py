@@ -66,12 +66,17 @@ def misfits(cell: Cell, info: ProgramInfo, target: Target) -> list[str]:
     if info.delegate is not None:
         expected += [
             ("HTP architecture", cell.soc.arch, info.delegate.htp_arch),
-            ("shared buffers (needed on a phone, refused by the simulator)", target is Target.ANDROID,
-             info.delegate.shared_buffer),
+            (
+                "shared buffers (needed on a phone, refused by the simulator)",
+                target is Target.ANDROID,
+                info.delegate.shared_buffer,
+            ),
         ]
     else:
         expected.append(("QNN delegate", True, False))
-    return [f"{info.path}: {what} is {has}, the cell {cell.id} needs {want}" for what, want, has in expected if want != has]
+    return [
+        f"{info.path}: {what} is {has}, the cell {cell.id} needs {want}" for what, want, has in expected if want != has
+    ]
 
 
 def export(artifacts: Sequence[tuple[Cell, Artifact]], folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from harness.build.materials import tokenizer_file
 from harness.build.reference import Score
 from harness.errors import ConfigError
 from harness.models import ModelSpec
-from harness.runtime.tokenizer import Tokenizer, load_tokenizer
+from harness.text.tokenizer import Tokenizer, load_tokenizer
 from harness.text.windows import Window, rolling_windows
 
 Logits = Callable[[list[int]], torch.Tensor]

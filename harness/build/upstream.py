@@ -94,15 +94,17 @@ def construct(spec: ModelSpec, args: argparse.Namespace) -> HybridTextDecoder:
     return HybridTextDecoder(args, config_for(spec, SUPPORTED_LLM_MODELS[spec.decoder]))
 
 
-def full_logits(decoder: TextDecoder, module: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
-    """Logits [len(tokens), vocab] float32 of a whole sequence through the calibration graph (float or QDQ).
+def full_logits(decoder: TextDecoder, tokens: list[int]) -> torch.Tensor:
+    """Logits [len(tokens), vocab] float32 of a whole sequence through the calibration graph.
+
+    It is the float model until `quantise`, then QDQ.
 
     The graph takes the context's length at once; the tail is padding that causal attention never looks at.
     """
     inference = decoder._decoder_inference
     padded = torch.zeros_like(decoder.export_input[0])
     padded[0, : len(tokens)] = torch.tensor(tokens, dtype=padded.dtype)
-    logits = inference.predict_step(module, padded)
+    logits: torch.Tensor = inference.predict_step(decoder.decoder, padded)
     return logits[0, : len(tokens)].float()
 
 

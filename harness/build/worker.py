@@ -57,16 +57,19 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         decoders = upstream.construct(spec, upstream.control_args(spec, mode, job.lengths, params, checkpoint))
         text = prepare_text(spec, job.lengths.max_seq_len, scratch)
     soc = job.outputs[0].soc
-    graph = decoders.calibration_prefill
+
+    def logits(tokens: list[int]) -> torch.Tensor:
+        return upstream.full_logits(decoders.calibration_prefill, tokens)
+
     new_reference = not (job.reference / FILE).is_file()
     if new_reference:
         with stage("score FP", times):
-            fp = text.score(lambda tokens: upstream.full_logits(graph, graph.decoder, tokens))
+            fp = text.score(logits)
     with stage("quantise", times):
         upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc)
     if new_reference:
         with stage("score QDQ", times):
-            qdq = text.score(lambda tokens: upstream.full_logits(graph, graph.decoder, tokens))
+            qdq = text.score(logits)
             scale = decoders.decode.meta["get_logits_scale"]
             reference = Reference(
                 job.lengths.max_seq_len, text.windows, text.words, fp, qdq, text.tokenizer_file.name, scale
@@ -81,7 +84,7 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         with stage("quantise prefill", times):
             upstream.quantise_prefill(decoders, soc)
     # Needed for the encodings only, and the largest graph.
-    del decoders.calibration_prefill, graph
+    del decoders.calibration_prefill
     decode_name, prefill_name = upstream.graph_names()
     any_spec = upstream.compiler_spec(soc, job.outputs[0].target, spec.shards)
     children = Children(job, spec, decoders.decode.meta, times)
@@ -202,7 +205,7 @@ def _write_manifest(scratch: Path, output: Output, job: BuildJob, times: dict[st
 
 
 def _publish(scratch: Path, folder: Path) -> None:
-    """Makes a finished scratch folder visible under its name, atomically; if another builder was first, theirs stays."""
+    """Makes a scratch folder visible under its name, atomically; where another builder was first, theirs stays."""
     for path in scratch.iterdir():
         with path.open("rb") as stream:
             os.fsync(stream.fileno())

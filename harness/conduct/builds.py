@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.build.builder import Builder, Request, Result
 from harness.build.cache import Artifact
+from harness.build.events import Event
 from harness.errors import BuildError, FailureClass, HarnessError, InfraError
 from harness.results.records import ArtifactRecord, Record
 
@@ -55,7 +56,7 @@ class BuildService:
 
     def _run(self) -> None:
         try:
-            for result in self._builder.build(self._requests, lambda name, e: self._say("build", _words(name, e))):
+            for result in self._builder.build(self._requests, lambda name, e: self._say("build", words(name, e))):
                 self._settle(result)
         except HarnessError as error:
             self._fail_rest(error)
@@ -106,14 +107,14 @@ class BuildService:
         scratch.replace(path)
 
 
-def _words(name: str, event: object) -> str:
-    kind, what, seconds = (getattr(event, field) for field in ("kind", "name", "seconds"))
+def words(name: str, event: Event) -> str:
+    """A worker's event as a line of progress."""
     return {
-        "begin": f"{name}: {what} …",
-        "stage": f"{name}: {what} took {seconds:.0f} s",
-        "done": f"{what} compiled in {seconds:.0f} s",
-        "failed": f"{what} FAILED",
-    }[kind]
+        "begin": f"{name}: {event.name} …",
+        "stage": f"{name}: {event.name} took {event.seconds:.0f} s",
+        "done": f"{event.name} lowered in {event.seconds:.0f} s",
+        "failed": f"{event.name} FAILED",
+    }[event.kind]
 
 
 def wait_for_artifact(folder: Path, artifact: Artifact, timeout_s: float = WAIT_S) -> None:

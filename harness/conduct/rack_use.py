@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.inventory import Inventory
 from harness.paths import cache_root
 from harness.rack.manage import RackState, down, status, up
+from harness.runtime.cores import CORE_LOCKS, make_core_locks
+from harness.soc import PhoneKind
 from harness.toolchain.environment import Toolchain
+
+
+def start_rack(phones: Sequence[tuple[str, PhoneKind]], toolchain: Toolchain, state_dir: Path) -> RackState:
+    """Starts a rack, or finds it, whose runner has the toolchain's environment and keeps to one core a phone."""
+    locks = state_dir / "cores"
+    make_core_locks(locks)
+    return up(phones, state_dir=state_dir, runner_env={**toolchain.environment({}), CORE_LOCKS: str(locks)})
 
 
 class RackUse:
@@ -30,7 +40,7 @@ class RackUse:
         self._descriptor = os.open(self._state_dir / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         self._started = status(self._state_dir) is None
-        self.state = up(phones, state_dir=self._state_dir, runner_env=toolchain.environment({}))
+        self.state = start_rack(phones, toolchain, self._state_dir)
 
     def close(self) -> None:
         """Ends the rack if this run started it and no other run uses it."""

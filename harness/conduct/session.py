@@ -15,14 +15,17 @@ from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
 from harness.build.given import given_artifacts
 from harness.build.reference import Reference
+from harness.conduct.attempt import Bench, Reply
 from harness.conduct.builds import BuildService, wait_for_artifact
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
-from harness.conduct.run_cell import Bench, run_cell
+from harness.conduct.run_cell import run_cell
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
+from harness.evaluate.text import TextReport, check_text
 from harness.farm.identity import AttachedPhone, survey
 from harness.inventory import Phone
+from harness.matrix import Cell
 from harness.paths import cache_root
 from harness.rack.manage import status
 from harness.results import OutcomeRecord, RecordWriter, RunInfo, Status, new_run_folder, plan_entry, utc_now
@@ -64,7 +67,7 @@ class Run:
         self._attached: tuple[AttachedPhone, ...] | None = None
         self._references: dict[Path, Any] = {}
 
-    def planned_cells(self) -> list[Any]:
+    def planned_cells(self) -> list[Cell]:
         """The cells that run."""
         return [p.cell for p in self.planned if p.verdict.run]
 
@@ -105,9 +108,7 @@ class Run:
         """Records that a gate skipped a cell."""
         verdict = planned.verdict
         self.writer.append(
-            OutcomeRecord(
-                planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy
-            )
+            OutcomeRecord(planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy)
         )
 
     def _bench(self) -> Bench:
@@ -120,11 +121,8 @@ class Run:
             self.folder.name, self.folder, self._attached, self.writer.append, self.live.say, self.target, self._check
         )
 
-    def _check(
-        self, qdq: Path, reference: Reference, replies: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-    ) -> Any:
+    def _check(self, qdq: Path, reference: Reference, replies: Sequence[Reply]) -> tuple[TextReport, ...]:
         # Here and not at the top: it loads torch, which planning does without.
-        from harness.evaluate.text import check_text
         from harness.runtime.reference import QdqReference
 
         if qdq not in self._references:
@@ -211,8 +209,7 @@ class FirstProcess:
                 raise error
         attached = {a.phone.name: a for a in found.attached}
         phones = [
-            replace(p, soc=attached[p.name].identity.soc) if p.name in attached else p
-            for p in choice.inventory.phones
+            replace(p, soc=attached[p.name].identity.soc) if p.name in attached else p for p in choice.inventory.phones
         ]
         if not attached:
             raise InfraError(

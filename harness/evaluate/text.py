@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from harness.runtime.reference import NEAR_TIE_STEPS, Difference, QdqReference
+from harness.runtime.reference import NEAR_TIE_STEPS, Difference, QdqReference, difference
 
 
 @dataclass(frozen=True)
@@ -16,7 +14,7 @@ class TextReport:
 
     Attributes:
         compared: tokens compared.
-        near_ties: tokens that differ where QDQ's own best logits are within two quantisation steps.
+        near_ties: tokens that differ where QDQ's logits of both are within `NEAR_TIE_STEPS`.
         mismatches: tokens that differ otherwise: the phone is wrong.
     """
 
@@ -38,15 +36,12 @@ def check_text(
         tokens: the reply; with the prompt at most one more than the context.
         logits_scale: one step of the quantised logits.
     """
-    rows = reference.logits([*prompt, *tokens[:-1]])[len(prompt) - 1 :]
+    rows = reference.run([*prompt, *tokens[:-1]]).logits[len(prompt) - 1 :]
     differences = []
     for index, (row, got) in enumerate(zip(rows, tokens, strict=True)):
         best = int(row.argmax())
         if got != best:
-            second = float(np.partition(row, -2)[-2])
-            # Rounded: the logits are float32 multiples of the scale.
-            gaps = (round(float(row[best] - other) / logits_scale, 3) for other in (second, float(row[got])))
-            differences.append(Difference(index, got, best, *gaps))
+            differences.append(difference(index, got, best, row / logits_scale))
     return TextReport(
         len(tokens),
         tuple(d for d in differences if d.near_tie),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,19 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.rack import manage
-from harness.rack.image import Kind
 from harness.rack.record import RackState
-
-
-def cmd_up(
-    phones: Sequence[tuple[str, Kind]],
-    *,
-    state_dir: Path | None = None,
-    runner_argv: Sequence[str] | None = None,
-    runner_env: Mapping[str, str] | None = None,
-) -> RackState:
-    """Starts the rack or finds it running. Raises what `manage.up` raises."""
-    return manage.up(phones, state_dir=state_dir, runner_argv=runner_argv, runner_env=runner_env)
 
 
 def cmd_status(*, state_dir: Path | None = None) -> RackState | None:

@@ -34,4 +34,3 @@ def rolling_windows(tokens: Sequence[int], prefix: int, context: int) -> tuple[W
         Window(tuple(fed[start : start + context]), tuple(tokens[start : start + context]))
         for start in range(0, len(tokens), context)
     )
-

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-
 import psutil
 
 from harness.errors import HarnessError
@@ -168,5 +167,3 @@ def _memory() -> Finding:
     good = free >= MEMORY_GB
     text = f"{free:.0f} of {total:.0f} GB available, {os.cpu_count()} cores"
     return Finding("memory", good, text, "" if good else f"{MEMORY_GB} GB are needed for the tiny model: end something")
-
-

@@ -48,7 +48,7 @@ class Toolchain:
         }
 
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """`base` (default: this process's) with `exports()` in front; hub access off, so nothing waits for a network."""
+        """`base` (default: this process's) with `exports()` in front; hub access off: nothing waits for a network."""
         result = dict(os.environ if base is None else base)
         for key, value in self.exports().items():
             inherited = result.get(key, "")

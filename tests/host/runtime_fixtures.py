@@ -1,15 +1,13 @@
-"""A stand-in for the HTP that computes real attention, and where the real `.pte` for the slow tests comes from."""
+"""A stand-in for the HTP that computes real attention; the real `.pte` of the slow tests comes from conftest.py."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from harness.model_file import Mode
 from harness.runtime.program import Graph, ProgramInfo, TensorSpec
@@ -100,14 +98,3 @@ def _columns(ids: Array, places: Array, layer: int, kind: int) -> npt.NDArray[np
     heads, dims = np.arange(2)[:, None, None], np.arange(3)[None, :, None]
     mixed = (ids + 1) * (17 + 3 * layer) + places * (29 + kind) + heads * 41 + dims * 53 + kind * 7
     return np.asarray(mixed * mixed % 251, dtype=np.int64)
-
-
-@pytest.fixture(scope="session")
-def runtime_artifacts() -> dict[str, Path]:
-    """`hybrid` and `kv` .pte, their `qdq` module and the `tokenizer`, from `HTPFARM_TEST_PTE`: a folder with
-    hybrid.pte, kv.pte, decode_qdq.pt2 and tokenizer.model (the lead's fixture replaces this)."""
-    folder = os.environ.get("HTPFARM_TEST_PTE")
-    if not folder:
-        pytest.skip("HTPFARM_TEST_PTE names no folder with compiled artifacts")
-    names = {"hybrid": "hybrid.pte", "kv": "kv.pte", "qdq": "decode_qdq.pt2", "tokenizer": "tokenizer.model"}
-    return {key: Path(folder) / name for key, name in names.items()}

@@ -1,0 +1,153 @@
+"""Log-likelihoods of given tokens: what perplexity and multiple-choice tasks are computed from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.errors import ConfigError
+from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH, ProgramInfo
+from harness.runtime.sampling import dequantise, log_softmax
+from harness.runtime.session import Session
+
+GraphChoice = Literal["kv", "prefill"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens to score: the model reads `input`, and after `input[:i+1]` is asked for `target[i]`.
+
+    Both have the same length, from 1 to the context's; for running text, target is input moved by one.
+    """
+
+    input: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """Scores of one window.
+
+    Attributes:
+        logprobs: natural log-probability of each target token.
+        greedy: whether each target token was the most likely one (lowest id of equals).
+        steps: executions of the graph.
+        seconds: time they took.
+    """
+
+    logprobs: tuple[float, ...]
+    greedy: tuple[bool, ...]
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Windows, and the graph to score them with: token by token (`kv`), or in blocks of AR (`prefill`)."""
+
+    windows: tuple[Window, ...]
+    graph: GraphChoice
+
+
+def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> list[WindowScore]:
+    """Scores each window from an empty cache; the session is empty afterwards.
+
+    Raises:
+        ConfigError: a window does not fit, or the program has no such graph.
+    """
+    check_windows(session.info, windows, graph)
+    chosen = session.info.graphs[KV_GRAPH if graph == "kv" else PREFILL_GRAPH]
+    results = []
+    for window in windows:
+        session.rewind(0)
+        rows: list[npt.NDArray[np.float64]] = []
+        hits: list[bool] = []
+        steps = 0
+
+        def take(raw: npt.NDArray[np.generic], window: Window = window, rows: Any = rows, hits: Any = hits) -> None:
+            nonlocal steps
+            steps += 1
+            first = len(hits)
+            targets = np.asarray(window.target[first : first + len(raw)])
+            logits = dequantise(raw, session.info.logits_scale, session.info.logits_zero_point)
+            rows.append(np.take_along_axis(log_softmax(logits), targets[:, None], axis=1)[:, 0])
+            hits.extend(bool(hit) for hit in raw.argmax(axis=1) == targets)
+
+        start = time.perf_counter()
+        session.feed(window.input, graph=chosen, keep=False, on_rows=take)
+        seconds = time.perf_counter() - start
+        results.append(WindowScore(tuple(float(x) for x in np.concatenate(rows)), tuple(hits), steps, seconds))
+    session.rewind(0)
+    return results
+
+
+def check_windows(info: ProgramInfo, windows: Sequence[Window], graph: GraphChoice) -> None:
+    """Refuses windows that cannot be scored; errors as in `score`."""
+    if graph == "prefill" and info.prefill is None:
+        raise ConfigError(
+            "this .pte has no prefill_forward to score with", where=str(info.path), remedy='score with graph "kv"'
+        )
+    if graph == "kv" and info.kv.ar_len != 1:
+        raise ConfigError(
+            f"kv_forward takes {info.kv.ar_len} tokens at once (lookahead) and cannot score token by token",
+            where=str(info.path),
+            remedy='score with graph "prefill"',
+        )
+    for number, window in enumerate(windows):
+        where = f"windows[{number}]"
+        if len(window.input) != len(window.target) or not 1 <= len(window.input) <= info.context_len:
+            raise ConfigError(
+                f"{len(window.input)} input and {len(window.target)} target tokens: they must be equal, "
+                f"from 1 to the context of {info.context_len}",
+                where=where,
+            )
+        if bad := [token for token in (*window.input, *window.target) if not 0 <= token < info.vocab]:
+            raise ConfigError(f"token {bad[0]} is outside the vocabulary of {info.vocab}", where=where)
+
+
+def read_request(path: Path) -> ScoreRequest:
+    """Reads `{"windows": [{"input": […], "target": […]}], "graph": "kv" | "prefill"}`.
+
+    Raises:
+        ConfigError: unreadable or of another form.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        graph = data.get("graph", "kv")
+        if graph not in ("kv", "prefill"):
+            raise ValueError(f'graph is {graph!r}, not "kv" or "prefill"')
+        windows = tuple(Window(_ids(w["input"]), _ids(w["target"])) for w in data["windows"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"no score request: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy='expected {"windows": [{"input": [ids], "target": [ids]}], "graph": "kv" or "prefill"}',
+        ) from None
+    return ScoreRequest(windows, graph)
+
+
+def result_json(results: Sequence[WindowScore], graph: GraphChoice) -> dict[str, Any]:
+    """What `--x_score_output` holds."""
+    return {
+        "graph": graph,
+        "windows": [
+            {"logprobs": list(r.logprobs), "greedy": list(r.greedy), "steps": r.steps, "seconds": r.seconds}
+            for r in results
+        ],
+        "tokens": sum(len(r.logprobs) for r in results),
+        "steps": sum(r.steps for r in results),
+        "seconds": sum(r.seconds for r in results),
+    }
+
+
+def _ids(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+        raise TypeError("token ids must be a list of whole numbers")
+    return tuple(values)
