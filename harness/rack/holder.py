@@ -150,7 +150,8 @@ def build_root(root: str, expose: list[str]) -> None:
     _mount("proc", f"{base}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     boot_id = "proc/sys/kernel/random/boot_id"
     _mount(f"{root}/{boot_id}", f"{base}/{boot_id}", "", MS_BIND)
-    for path in expose:
+    # A folder before what lies in it: making the inner one's place would make the outer one exist, empty.
+    for path in sorted(expose, key=len):
         if os.path.exists(path) and not os.path.exists(base + path):
             _expose(path, base + path)
     _read_only(base, recursive=False)
