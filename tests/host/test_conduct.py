@@ -1,0 +1,138 @@
+"""What follows a failure, which phones a cell may use, builds that processes wait for, the live log."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from harness.build.cache import Artifact
+from harness.conduct.builds import build_file, wait_for_artifact
+from harness.conduct.live import Follower, LiveLog
+from harness.conduct.plan import plan, read_choice
+from harness.conduct.retry import again, verdict_class
+from harness.errors import BuildError, ConfigError, FailureClass, InfraError
+from harness.paths import REPOSITORY
+from harness.target import Target
+
+RACK = REPOSITORY / "devices.yaml"
+INFRA, CRASH, PRODUCT, ENV = FailureClass.INFRA, FailureClass.CRASH, FailureClass.PRODUCT, FailureClass.ENV
+
+
+@pytest.mark.parametrize(
+    ("failures", "more"),
+    [
+        ([PRODUCT], False),
+        ([FailureClass.BUILD], False),
+        ([FailureClass.CONFIG], False),
+        ([INFRA], True),
+        ([INFRA, INFRA], True),
+        ([INFRA, INFRA, INFRA], False),
+        ([CRASH], True),
+        ([CRASH, CRASH], False),
+        ([INFRA, CRASH], True),
+        ([INFRA, PRODUCT], False),
+        ([ENV, ENV], True),
+    ],
+)
+def test_what_is_tried_again(failures: list[FailureClass], more: bool) -> None:
+    assert again(failures) is more
+
+
+def test_a_second_crash_is_the_products() -> None:
+    assert verdict_class([CRASH, CRASH]) is PRODUCT
+    assert verdict_class([CRASH]) is CRASH
+    assert verdict_class([CRASH, INFRA, INFRA]) is INFRA
+
+
+def test_the_default_plan_is_eight_cells_on_four_phones() -> None:
+    choice = read_choice(RACK, "tiny_llama", None, None)
+    planned = plan(choice, choice.inventory.phones, Target.SIM)
+    assert [p.cell.id for p in planned] == [
+        "tiny_llama-kv-SM8550",
+        "tiny_llama-kv-SM8650@oneplus12",
+        "tiny_llama-kv-SM8650@s24",
+        "tiny_llama-kv-SM8750",
+        "tiny_llama-hybrid-SM8550",
+        "tiny_llama-hybrid-SM8650@oneplus12",
+        "tiny_llama-hybrid-SM8650@s24",
+        "tiny_llama-hybrid-SM8750",
+    ]
+    assert all(p.verdict.run for p in planned)
+    assert {p.phones for p in planned} == {("s23",), ("s24",), ("oneplus12",), ("s25",)}
+
+
+def test_an_unlisted_mode_is_skipped_with_a_reason() -> None:
+    choice = read_choice(RACK, "tiny_llama", "lookahead", None)
+    planned = plan(choice, choice.inventory.phones, Target.SIM)
+    assert planned
+    assert all(not p.verdict.run and p.verdict.reason and p.verdict.remedy for p in planned)
+
+
+@pytest.mark.parametrize(
+    ("models", "modes", "socs", "word"),
+    [
+        ("tiny_lama", None, None, "tiny_llama"),
+        ("", None, None, "model"),
+        ("tiny_llama", "kw", None, "kv"),
+        ("tiny_llama", None, "SM8651", "SM8650"),
+    ],
+)
+def test_unknown_names_are_refused_with_a_suggestion(
+    models: str, modes: str | None, socs: str | None, word: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_choice(RACK, models, modes, socs)
+    assert word in str(caught.value)
+
+
+def artifact(folder: Path) -> Artifact:
+    return Artifact("k", folder / "model.pte", folder / "reference", {})
+
+
+def test_a_cell_waits_for_its_build(tmp_path: Path) -> None:
+    path = build_file(tmp_path, "k")
+
+    def finish() -> None:
+        path.parent.mkdir()
+        path.write_text("null")
+
+    threading.Timer(0.5, finish).start()
+    start = time.monotonic()
+    wait_for_artifact(tmp_path, artifact(tmp_path), timeout_s=20)
+    assert time.monotonic() - start >= 0.4
+
+
+def test_a_cell_gets_its_builds_error(tmp_path: Path) -> None:
+    path = build_file(tmp_path, "k")
+    path.parent.mkdir()
+    said = {"class": "BUILD", "what": "lowering failed", "where": "x", "remedy": "read it", "evidence": "op"}
+    path.write_text(json.dumps(said))
+    with pytest.raises(BuildError, match="lowering failed") as caught:
+        wait_for_artifact(tmp_path, artifact(tmp_path))
+    assert caught.value.evidence == "op"
+
+
+def test_waiting_for_a_build_has_an_end(tmp_path: Path) -> None:
+    with pytest.raises(InfraError, match="no build"):
+        wait_for_artifact(tmp_path, artifact(tmp_path), timeout_s=0.3)
+
+
+def test_the_live_log_shows_every_line_once(tmp_path: Path) -> None:
+    log, seen = LiveLog(tmp_path), list[str]()
+    follower = Follower(log, seen.append)
+    follower.start()
+    threads = [
+        threading.Thread(target=lambda n=n: [log.say(f"p{n}", f"line\n{i}") for i in range(50)]) for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    follower.stop()
+    assert len(seen) == 200
+    assert {line.split(" ", 1)[1].split()[0] for line in seen} == {"p0", "p1", "p2", "p3"}
+    assert all(line.split()[2] == "line" for line in seen)
