@@ -3,8 +3,8 @@
 Upstream's `MultiModalManager.compile` does, for one SoC, what is done here for many. The steps and their order
 are upstream's (examples/qualcomm/oss_scripts/llama/wrappers/llm_wrappers.py, HybridTextDecoder.compile, and
 backends/qualcomm/utils/utils.py, to_edge_transform_and_lower_to_qnn, ExecuTorch 1.5.1); only the cut is ours:
-everything up to the backend is independent of the SoC and done once. tests/host/test_build_device.py holds the
-result to be the same bytes as upstream's own.
+everything up to the backend is independent of the SoC and done once. tests/host/test_build.py holds the
+result to be the same program with the same logits as upstream's own.
 """
 
 from __future__ import annotations
