@@ -67,8 +67,12 @@ def _options(config: pytest.Config) -> Options:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Prepares the run, or joins it in a worker. Bad input ends here, before anything runs."""
+    config.addinivalue_line("markers", "device: a cell of the matrix, run on a phone (real or virtual)")
     if not _active(config):
         return
+    if config.args_source is not pytest.Config.ArgsSource.ARGS:
+        # Nothing named: the cells are in one place, and collecting the host tests in every worker takes seconds.
+        config.args = [str(REPOSITORY / "tests" / "device")]
     worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
     try:
         if worker_input is not None:

@@ -1,0 +1,162 @@
+"""`pytest -m device` as a user runs it: bad input, a run from given files, and what kill -9 leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.build.cache import Artifact
+from harness.build.given import export
+from harness.farm.lease import holders
+from harness.matrix import cells
+from harness.model_file import Mode
+from harness.models import load_models
+from harness.paths import MODELS, REPOSITORY
+from harness.results import Status, load_run
+from harness.soc import find_soc
+
+pytestmark = pytest.mark.slow
+
+RACK = """\
+version: 1
+phones:
+  - name: one
+    virtual: galaxy_s24
+"""
+
+
+def device(*arguments: str, cache: Path, **environment: str) -> subprocess.Popen[str]:
+    """`pytest -m device` with a cache, and so a rack and leases, of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "HTPFARM_CACHE": str(cache), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--models", "tiny_lama"], ["CONFIG", "tiny_lama", "tiny_llama"]),
+        (["--socs", "SM8651"], ["CONFIG", "SM8651", "SM8650"]),
+        (["--modes", "kw"], ["CONFIG", "kw"]),
+        (["--rack", "no/such.yaml"], ["CONFIG", "no/such.yaml"]),
+        (["--socs", "SM8350"], ["CONFIG", "--socs SM8350", "htpfarm devices"]),
+        (["--pte", "no/such/folder"], ["CONFIG", "tiny_llama-kv-SM8550.pte: not there"]),
+    ],
+)
+def test_bad_input_ends_before_anything_runs(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    status, output = finished(device(*arguments, "--reports", str(tmp_path / "reports"), cache=tmp_path / "cache"))
+    assert status == 2, output
+    assert all(word in output for word in words), output
+    assert "Traceback" not in output
+    assert not left_over(tmp_path / "cache")
+
+
+def test_a_broken_inventory_is_refused_by_file_and_line(tmp_path: Path) -> None:
+    rack = tmp_path / "rack.yaml"
+    rack.write_text(RACK + "    sok: SM8650\n")
+    status, output = finished(device("--rack", str(rack), cache=tmp_path / "cache"))
+    assert status == 2
+    assert f"{rack}:5" in output
+    assert "sok" in output
+
+
+def test_no_compiler_is_told_with_the_remedy(tmp_path: Path) -> None:
+    status, output = finished(device(cache=tmp_path / "cache", CC="/no/such/compiler", QNN_SDK_ROOT=""))
+    assert status == 2
+    assert "no C compiler" in output
+    assert "install one" in output
+
+
+@pytest.fixture(scope="module")
+def given(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for `--pte` with the tiny model's hybrid artifact for SM8650."""
+    folder = tmp_path_factory.mktemp("pte")
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.HYBRID], [find_soc("SM8650")])
+    export([(cell, tiny_artifacts["hybrid"])], folder)
+    return folder
+
+
+def left_over(cache: Path) -> list[str]:
+    """Command lines of processes that belong to a cache's rack or runs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+            environment = process.environ() if "harness.runtime" in line else {}
+        except psutil.Error:
+            continue
+        if str(cache) in line or str(cache) in environment.get("HTPFARM_CORE_LOCKS", ""):
+            found.append(line)
+    return found
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.05)
+
+
+def live(reports: Path) -> str:
+    return "".join(path.read_text() for path in reports.glob("*/live.log"))
+
+
+@pytest.mark.parametrize("moment", ["deploying", "prompt 1/"])
+def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Path, tmp_path: Path) -> None:
+    cache, reports, rack = tmp_path / "cache", tmp_path / "reports", tmp_path / "rack.yaml"
+    rack.write_text(RACK)
+    arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(given), "--reports", str(reports), "-n", "1"]
+    try:
+        first = device(*arguments, cache=cache)
+        wait_for(lambda: moment in live(reports))
+        workers = psutil.Process(first.pid).children(recursive=True)
+        first.send_signal(signal.SIGKILL)
+        first.wait(timeout=30)
+        psutil.wait_procs([w for w in workers if "pytest" in " ".join(_line(w))], timeout=10)
+        assert holders(cache / "leases") == ()
+        (folder,) = reports.iterdir()
+        killed = load_run(folder)
+        assert [entry.cell for entry in killed.plan] == ["tiny_llama-hybrid-SM8650"]
+        assert not killed.outcomes
+
+        status, output = finished(device(*arguments, cache=cache))
+        assert status == 0, output
+        (again,) = [load_run(f) for f in reports.iterdir() if f != folder]
+        assert [o.status for o in again.outcomes.values()] == [Status.PASSED]
+        assert load_run(folder).plan == killed.plan
+        assert not [line for line in left_over(cache) if "harness.runtime" in line]
+    finally:
+        subprocess.run(
+            [sys.executable, "-m", "harness.cli", "rack", "down"],
+            cwd=REPOSITORY,
+            env={**os.environ, "HTPFARM_CACHE": str(cache)},
+            timeout=60,
+            check=True,
+        )
+    wait_for(lambda: not left_over(cache), 10)
+
+
+def _line(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
