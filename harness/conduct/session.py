@@ -186,6 +186,8 @@ class FirstProcess:
                 where=f"{options.rack}: --socs {options.socs}",
                 remedy="see `htpfarm devices`",
             )
+        if options.pte is None and not all(artifact.ready for artifact in run.artifacts.values()):
+            check_disk(cache_root())
         _record_plan(run)
         return run
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import adbutils
 
+from harness.adb_program import adb_path
 from harness.errors import InfraError
 
 QUERY_SECONDS = 10.0
@@ -282,7 +283,7 @@ class PhoneLink:
 
     def _adb(self, arguments: list[str], timeout_s: float) -> None:
         self.server.client()  # nobody there: say so; the adb program would start a server
-        argv = [adbutils.adb_path(), "-H", self.server.host, "-P", str(self.server.port), "-s", self.serial, *arguments]
+        argv = [adb_path(), "-H", self.server.host, "-P", str(self.server.port), "-s", self.serial, *arguments]
         env = {key: value for key, value in os.environ.items() if not key.startswith(("ADB_", "ANDROID_"))}
         line = shlex.join(["adb", *arguments])
         try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from harness.adb_program import adb_path
 from harness.errors import InfraError
 from harness.rack.processes import ProcessRef, alive, tail
 from harness.rack.record import RackState
@@ -22,13 +23,6 @@ def adb_argv(state: RackState, *arguments: str, serial: str = "") -> list[str]:
     """The stock adb's command line against this rack's server."""
     which = ["-s", serial] if serial else []
     return [adb_path(), "-H", state.adb_host, "-P", str(state.adb_port), *which, *arguments]
-
-
-def adb_path() -> str:
-    """The adb that adbutils carries."""
-    import adbutils  # not needed to import this module
-
-    return str(adbutils.adb_path())
 
 
 def server_env(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from harness.adb_program import adb_path
 from harness.errors import HarnessError
 from harness.paths import cache_root
 from harness.toolchain.environment import PINNED_EXECUTORCH, build_id, find_toolchain
@@ -119,9 +120,7 @@ def _mends() -> Finding:
 
 
 def _adb() -> Finding:
-    import adbutils
-
-    path = adbutils.adb_path()
+    path = adb_path()
     done = subprocess.run([path, "version"], capture_output=True, text=True, timeout=30, check=False)
     lines = done.stdout.splitlines()
     good = done.returncode == 0 and len(lines) > 1

@@ -86,6 +86,36 @@ def test_no_compiler_is_told_with_the_remedy(tmp_path: Path) -> None:
     assert "install one" in output
 
 
+def test_no_adb_is_told_with_the_remedy(tmp_path: Path) -> None:
+    status, output = finished(device(cache=tmp_path / "cache", ADBUTILS_ADB_PATH="/no/such/adb"))
+    assert status == 2
+    assert "no adb: /no/such/adb cannot be run" in output
+    assert "pip install" in output
+    assert not left_over(tmp_path / "cache")
+
+
+def test_a_full_disk_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    """A file system of 64 MB for the cache, in a mount namespace of its own."""
+    cache, reports = tmp_path / "cache", tmp_path / "reports"
+    cache.mkdir()
+    mounted = f"mount -t tmpfs -o size=64m none {cache} && exec {sys.executable} -m pytest -m device"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{mounted} --reports {reports}"],
+        cwd=REPOSITORY,
+        env={**os.environ, "HTPFARM_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr}")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "a build needs 2.0 GB" in done.stdout + done.stderr
+    assert "HTPFARM_CACHE" in done.stdout + done.stderr
+    assert not left_over(cache)
+
+
 @pytest.fixture(scope="module")
 def given(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for `--pte` with the tiny model's hybrid artifact for SM8650."""
