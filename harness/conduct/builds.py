@@ -16,6 +16,7 @@ from harness.build.builder import Builder, Request, Result
 from harness.build.cache import Artifact
 from harness.build.events import Event
 from harness.errors import BuildError, FailureClass, HarnessError, InfraError
+from harness.files import write_atomically
 from harness.results.records import ArtifactRecord, Record
 
 WAIT_S = 4 * 3600.0
@@ -93,7 +94,6 @@ class BuildService:
     def _write(self, key: str, error: HarnessError | None) -> None:
         path = build_file(self._folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".part")
         said = None
         if error is not None:
             said = {
@@ -103,8 +103,7 @@ class BuildService:
                 "remedy": error.remedy,
                 "evidence": error.evidence,
             }
-        scratch.write_text(json.dumps(said), encoding="utf-8")
-        scratch.replace(path)
+        write_atomically(path, json.dumps(said))
 
 
 def words(name: str, event: Event) -> str:

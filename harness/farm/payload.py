@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.files import write_atomically
 from harness.paths import cache_root
 from harness.soc import Soc
 
@@ -64,9 +64,7 @@ def sim_payload(pte: Path, tokenizer: Path, *, folder: Path | None = None) -> Pa
     place = (folder or cache_root() / "payload") / RUNNER
     if not place.is_file() or place.read_text() != _LAUNCHER:
         place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(f".{place.name}.{os.getpid()}")
-        part.write_text(_LAUNCHER)
-        part.replace(place)
+        write_atomically(place, _LAUNCHER)
     return _payload([PayloadFile(place, RUNNER, executable=True)], pte, tokenizer)
 
 

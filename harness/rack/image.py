@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from harness.rack.files import write_atomically
+from harness.files import write_atomically
 from harness.rack.state import STATE, PhoneState, write_state
 
 SCRIPTS = Path(__file__).resolve().parent / "bin"

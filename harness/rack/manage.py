@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from harness.adb_program import adb_path
 from harness.errors import ConfigError, InfraError
+from harness.files import write_atomically
 from harness.paths import REPOSITORY, cache_root
 from harness.rack.adb_server import adb_argv, connect, server_env, wait_listening
-from harness.rack.files import write_atomically
 from harness.rack.image import Kind, PhoneSpec, write_runner
 from harness.rack.namespace import namespace_support
 from harness.rack.processes import ProcessRef, alive, end, spawn, tail

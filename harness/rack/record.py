@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.rack.files import write_atomically
+from harness.files import write_atomically
 from harness.rack.processes import ProcessRef, alive
 
 

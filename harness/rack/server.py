@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InfraError
-from harness.rack.files import write_atomically
+from harness.files import write_atomically
 from harness.rack.image import PhoneSpec, lay_out, write_runner
 from harness.rack.namespace import NamespaceView, PlainView, View
 from harness.rack.phone import VirtualPhone

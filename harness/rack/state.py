@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from harness.rack.files import write_atomically
+from harness.files import write_atomically
 
 STATE = "system/etc/htpfarm"
 """What a phone keeps in no file of its own."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,6 +13,7 @@ from typing import Any, TextIO
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from harness.files import write_atomically
 from harness.results import page, text
 from harness.results.store import load_run
 from harness.results.summary import SIM_NOTE, RunSummary, summarise
@@ -96,25 +95,9 @@ def tail(value: str) -> str:
 
 def _write(folder: Path, summary: RunSummary) -> tuple[Path, Path]:
     html, markdown = folder / HTML, folder / MARKDOWN
-    _replace(html, render_html(summary))
-    _replace(markdown, render_markdown(summary))
+    write_atomically(html, render_html(summary))
+    write_atomically(markdown, render_markdown(summary))
     return html, markdown
-
-
-def _replace(path: Path, content: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, also after a crash."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _context(summary: RunSummary) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.files import write_atomically
 from harness.runtime.engine import Engine
 from harness.runtime.flags import Flags
 from harness.runtime.generate import Generation
@@ -57,9 +57,4 @@ def stats_json(
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Writes JSON at once: a reader sees the whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(data, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    write_atomically(path, json.dumps(data))

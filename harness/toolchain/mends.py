@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from harness.files import write_atomically
 
 STUBS = Path(__file__).with_name("stubs")
 
@@ -44,7 +45,5 @@ def imports_torchtune(executorch: Path) -> bool:
 def write_params(params: Mapping[str, object], folder: Path) -> Path:
     """Writes upstream's `--params` file from a model's YAML: mend 2. Returns its path in `folder`."""
     target = folder / "params.json"
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".json", delete=False, encoding="utf-8") as scratch:
-        json.dump(dict(params), scratch, indent=2, sort_keys=True)
-    Path(scratch.name).replace(target)
+    write_atomically(target, json.dumps(dict(params), indent=2, sort_keys=True))
     return target
