@@ -175,14 +175,39 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
         assert load_run(folder).plan == killed.plan
         assert not [line for line in left_over(cache) if "harness.runtime" in line]
     finally:
-        subprocess.run(
-            [sys.executable, "-m", "harness.cli", "rack", "down"],
-            cwd=REPOSITORY,
-            env={**os.environ, "HTPFARM_CACHE": str(cache)},
-            timeout=60,
-            check=True,
-        )
+        _rack_down(cache)
     wait_for(lambda: not left_over(cache), 10)
+
+
+def test_kill_9_while_compiling_leaves_no_compiler(tmp_path: Path) -> None:
+    cache, reports, rack = tmp_path / "cache", tmp_path / "reports", tmp_path / "rack.yaml"
+    rack.write_text(RACK)
+    try:
+        run = device("--rack", str(rack), "--modes", "kv", "--reports", str(reports), cache=cache)
+        wait_for(lambda: "quantise …" in live(reports))
+        workers = [
+            p for p in psutil.Process(run.pid).children(recursive=True) if "harness.build.worker" in " ".join(_line(p))
+        ]
+        assert workers
+        run.send_signal(signal.SIGKILL)
+        run.wait(timeout=30)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+        (folder,) = reports.iterdir()
+        assert [entry.cell for entry in load_run(folder).plan] == ["tiny_llama-kv-SM8650"]
+    finally:
+        _rack_down(cache)
+    wait_for(lambda: not left_over(cache), 10)
+
+
+def _rack_down(cache: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "harness.cli", "rack", "down"],
+        cwd=REPOSITORY,
+        env={**os.environ, "HTPFARM_CACHE": str(cache)},
+        timeout=60,
+        check=True,
+    )
 
 
 def _line(process: psutil.Process) -> list[str]:
