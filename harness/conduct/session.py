@@ -158,6 +158,13 @@ class FirstProcess:
             phones = [phone for phone in choice.inventory.phones if phone.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
             return
+        if real := [phone.name for phone in choice.inventory.phones if phone.virtual is None]:
+            # Refused rather than half done: a simulator's .pte pushed to a phone fails in ways that mislead.
+            raise ConfigError(
+                f"cells do not run on real phones yet: {', '.join(real)}",
+                where=f"{choice.inventory.path}: phones",
+                remedy="run a rack file of virtual phones; `htpfarm compile --target android` makes a phone's .pte",
+            )
         check_disk(options.reports, needed=64 << 20)
         toolchain = find_toolchain()
         self._rack = RackUse(choice.inventory, toolchain)

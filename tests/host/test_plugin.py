@@ -79,6 +79,15 @@ def test_a_broken_inventory_is_refused_by_file_and_line(tmp_path: Path) -> None:
     assert "sok" in output
 
 
+def test_a_real_phone_is_refused_until_cells_run_on_it(tmp_path: Path) -> None:
+    rack = tmp_path / "rack.yaml"
+    rack.write_text(RACK + "  - name: lab\n    serial: R3CX40ABCDE\n    soc: SM8650\n")
+    status, output = finished(device("--rack", str(rack), cache=tmp_path / "cache"))
+    assert status == 2
+    assert "real phones yet: lab" in output
+    assert not left_over(tmp_path / "cache")
+
+
 def test_no_compiler_is_told_with_the_remedy(tmp_path: Path) -> None:
     status, output = finished(device(cache=tmp_path / "cache", CC="/no/such/compiler", QNN_SDK_ROOT=""))
     assert status == 2
