@@ -149,10 +149,15 @@ class CalibrationSection(Section):
 
 
 class Bounds(Section):
-    """`bounds`: how much higher a perplexity may be, as a fraction of the one it is compared with."""
+    """`bounds`: what a phone is held to.
+
+    The two perplexities: how much higher one may be, as a fraction of the one it is compared with. `phone_vs_qdq_rms`:
+    root mean square of the difference between the phone's and QDQ's log-likelihood of a token, in nats.
+    """
 
     phone_vs_qdq_ppl: float = Field(default=0.02, gt=0)
     qdq_vs_fp_ppl: float = Field(default=0.10, gt=0)
+    phone_vs_qdq_rms: float = Field(default=0.25, gt=0)
 
 
 class ModelFile(Section):

@@ -150,6 +150,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("planned", cells, ids=[planned.cell.id for planned in cells], scope="session")
 
 
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Records cells that `-k` leaves out, so that the report does not call them missing."""
+    for item in items:
+        run = item.config.stash.get(_RUN, None)
+        if run is None or item.config.option.collectonly or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+            continue
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and "planned" in callspec.params:
+            run.leave_out(callspec.params["planned"])
+
+
 @pytest.fixture
 def outcome(planned: Planned, request: pytest.FixtureRequest) -> OutcomeRecord:
     """The outcome of a cell. A skipped cell skips with its reason; what is not the product's fault is an error."""

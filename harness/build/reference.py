@@ -45,6 +45,7 @@ class Reference:
         windows: the scoring windows of the held-out text.
         words: words that the scored tokens spell.
         fp, qdq: the scores of the float model and of the QDQ graph.
+        qdq_each: log-likelihood of each scored token under QDQ, in the windows' order.
         tokenizer: file name of the tokenizer in the folder.
         logits_scale: one step of the quantised logits.
     """
@@ -54,6 +55,7 @@ class Reference:
     words: int
     fp: Score
     qdq: Score
+    qdq_each: tuple[float, ...]
     tokenizer: str
     logits_scale: float
 
@@ -72,6 +74,7 @@ def load_reference(folder: Path) -> Reference:
         raw["words"],
         Score(**raw["fp"]),
         Score(**raw["qdq"]),
+        tuple(raw["qdq_each"]),
         raw["tokenizer"],
         raw["logits_scale"],
     )

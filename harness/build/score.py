@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,10 @@ class PreparedText:
     windows: tuple[Window, ...]
     words: int
 
-    def score(self, logits: Logits) -> Score:
-        """Log-likelihood of every target under `logits`."""
-        total = sum(window_log_likelihood(logits, window) for window in self.windows)
-        return Score(total, sum(len(window.targets) for window in self.windows), self.words)
+    def score(self, logits: Logits) -> tuple[Score, tuple[float, ...]]:
+        """Log-likelihood of the whole text under `logits`, and of each target, in nats."""
+        each = [value for window in self.windows for value in log_likelihoods(logits, window)]
+        return Score(math.fsum(each), len(each), self.words), tuple(round(value, 6) for value in each)
 
 
 def prepare_text(spec: ModelSpec, context: int, scratch: Path) -> PreparedText:
@@ -65,7 +66,8 @@ def count_words(tokenizer: Tokenizer, tokens: Sequence[int]) -> int:
     return len(b"".join(pieces).decode("utf-8", errors="replace").split())
 
 
-def window_log_likelihood(logits: Logits, window: Window) -> float:
-    """Σ ln p(target) over one window, in float64."""
+def log_likelihoods(logits: Logits, window: Window) -> list[float]:
+    """ln p(target) of each target of one window, in float64."""
     scores = torch.log_softmax(logits(list(window.inputs)).double(), dim=-1)
-    return float(scores.gather(1, torch.tensor(window.targets).unsqueeze(1)).sum())
+    values: list[float] = scores.gather(1, torch.tensor(window.targets).unsqueeze(1))[:, 0].tolist()
+    return values

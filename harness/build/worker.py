@@ -64,15 +64,15 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
     new_reference = not (job.reference / FILE).is_file()
     if new_reference:
         with stage("score FP", times):
-            fp = text.score(logits)
+            fp, _ = text.score(logits)
     with stage("quantise", times):
         upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc)
     if new_reference:
         with stage("score QDQ", times):
-            qdq = text.score(logits)
+            qdq, each = text.score(logits)
             scale = decoders.decode.meta["get_logits_scale"]
             reference = Reference(
-                job.lengths.max_seq_len, text.windows, text.words, fp, qdq, text.tokenizer_file.name, scale
+                job.lengths.max_seq_len, text.windows, text.words, fp, qdq, each, text.tokenizer_file.name, scale
             )
             folder = Path(tempfile.mkdtemp(prefix=".reference-", dir=job.reference.parent))
             shutil.copy(text.tokenizer_file, folder / text.tokenizer_file.name)

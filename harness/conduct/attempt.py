@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 from harness.build.cache import Artifact
 from harness.build.reference import QDQ_FILE, Reference, load_reference
 from harness.errors import FailureClass
-from harness.evaluate.judge import perplexity_checks, text_check
+from harness.evaluate.judge import noise, noise_check, perplexity_checks, text_check
 from harness.evaluate.text import TextReport
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure, classify
@@ -56,7 +57,8 @@ class Bench:
         record: appends a record.
         say: progress: a phone's name (or "") and what it does now.
         target: what artifacts are built for.
-        check_text: compares replies with the QDQ module of that file; given, since it loads torch and this does not.
+        check_text: compares replies with the QDQ module of that file, allowing for noise in nats; given, since it loads
+            torch and this does not.
     """
 
     run_id: str
@@ -65,7 +67,7 @@ class Bench:
     record: Callable[[Record], None]
     say: Callable[[str, str], None]
     target: Target
-    check_text: Callable[[Path, Reference, Sequence[Reply]], tuple[TextReport, ...]]
+    check_text: Callable[[Path, Reference, Sequence[Reply], float], tuple[TextReport, ...]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     attempt.bench.record(_deploy_record(attempt, deployed))
     replies: list[Reply] = []
     checks: list[CheckRecord] = []
+    rms = 0.0
     for session, prompt in enumerate(prompts):
         attempt.say(f"prompt {session + 1}/{len(prompts)}{' and perplexity' if session == 0 else ''}")
         spec = session_spec(attempt, prompt, session, scoring=session == 0)
@@ -128,10 +131,11 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         turn = stats["turns"][0]
         replies.append((tuple(turn["prompt_tokens"]), tuple(turn["tokens"])))
         if session == 0:
-            checks += _perplexity_checks(attempt, result)
+            rms = noise(attempt.reference, _phone_each(result))
+            checks += [*_perplexity_checks(attempt, result), noise_check(cell.id, rms, cell.model.bounds)]
     attempt.say("comparing the text with QDQ's")
     qdq = attempt.artifact.reference / QDQ_FILE
-    checks.append(text_check(cell.id, attempt.bench.check_text(qdq, attempt.reference, replies)))
+    checks.append(text_check(cell.id, attempt.bench.check_text(qdq, attempt.reference, replies, rms)))
     for check in checks:
         attempt.bench.record(check)
     if failed := [check for check in checks if not check.passed]:
@@ -227,11 +231,17 @@ def _sample(attempt: Attempt, prompt: str, session: int, result: SessionResult, 
     )
 
 
+def _phone_each(result: SessionResult) -> list[float]:
+    """The phone's log-likelihood of each scored token, in nats."""
+    scores = json.loads(result.files["scores.json"].read_text(encoding="utf-8"))
+    return [float(value) for window in scores["windows"] for value in window["logprobs"]]
+
+
 def _perplexity_checks(attempt: Attempt, result: SessionResult) -> tuple[CheckRecord, ...]:
     """Records the three grounds' perplexities and judges them."""
     reference = attempt.reference
     scores = json.loads(result.files["scores.json"].read_text(encoding="utf-8"))
-    total = -sum(value for window in scores["windows"] for value in window["logprobs"])
+    total = -math.fsum(_phone_each(result))
     grounds: list[tuple[Ground, Graph, float, int, int, float]] = [
         ("FP", "full", -reference.fp.log_likelihood, reference.fp.tokens, 0, 0.0),
         ("QDQ", "full", -reference.qdq.log_likelihood, reference.qdq.tokens, 0, 0.0),

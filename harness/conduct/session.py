@@ -111,6 +111,10 @@ class Run:
             OutcomeRecord(planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy)
         )
 
+    def leave_out(self, planned: Planned) -> None:
+        """Records that the user chose not to run a cell."""
+        self.writer.append(OutcomeRecord(planned.cell.id, Status.SKIPPED, reason="not selected (-k or a test's name)"))
+
     def _bench(self) -> Bench:
         if self._attached is None:
             found = survey(self.choice.inventory, status(cache_root() / "rack"))
@@ -121,7 +125,7 @@ class Run:
             self.folder.name, self.folder, self._attached, self.writer.append, self.live.say, self.target, self._check
         )
 
-    def _check(self, qdq: Path, reference: Reference, replies: Sequence[Reply]) -> tuple[TextReport, ...]:
+    def _check(self, qdq: Path, reference: Reference, replies: Sequence[Reply], noise: float) -> tuple[TextReport, ...]:
         # Here and not at the top: it loads torch, which planning does without.
         from harness.runtime.reference import QdqReference
 
@@ -131,7 +135,8 @@ class Run:
             torch.set_num_threads(1)
             self._references = {qdq: QdqReference(qdq)}
         return tuple(
-            check_text(self._references[qdq], prompt, tokens, reference.logits_scale) for prompt, tokens in replies
+            check_text(self._references[qdq], prompt, tokens, reference.logits_scale, noise)
+            for prompt, tokens in replies
         )
 
 

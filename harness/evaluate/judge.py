@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from harness.build.reference import Reference
 from harness.evaluate.text import TextReport, describe
@@ -40,6 +41,25 @@ def perplexity_checks(
             f"{reference.fp.token_perplexity:.3f}: {qdq_ratio:+.2%} (bound {bounds.qdq_vs_fp_ppl:.0%})",
         ),
     )
+
+
+def noise(reference: Reference, phone_each: Sequence[float]) -> float:
+    """RMS of the difference between the phone's and QDQ's log-likelihood of a token, nats; inf if unpaired.
+
+    This is what the HTP's integer arithmetic does to a logit in this model, measured where both saw the same text.
+    """
+    if len(phone_each) != len(reference.qdq_each) or not phone_each:
+        return math.inf
+    squares = [(a - b) ** 2 for a, b in zip(phone_each, reference.qdq_each, strict=True)]
+    return math.sqrt(math.fsum(squares) / len(squares))
+
+
+def noise_check(cell: str, rms: float, bounds: Bounds) -> CheckRecord:
+    """The noise itself is bounded, since near ties are measured by it."""
+    text = (
+        f"a token's log-likelihood on the phone is {rms:.4f} nats (RMS) from QDQ's (bound {bounds.phone_vs_qdq_rms:g})"
+    )
+    return CheckRecord(cell, "phone_vs_qdq_rms", rms <= bounds.phone_vs_qdq_rms, rms, bounds.phone_vs_qdq_rms, text)
 
 
 def text_check(cell: str, reports: tuple[TextReport, ...]) -> CheckRecord:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.runtime.reference import NEAR_TIE_STEPS, Difference, QdqReference, difference
+from harness.runtime.reference import Difference, QdqReference, difference
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class TextReport:
 
     Attributes:
         compared: tokens compared.
-        near_ties: tokens that differ where QDQ's logits of both are within `NEAR_TIE_STEPS`.
+        near_ties: tokens that differ where QDQ's logits of both are nearly equal: within four times the noise.
         mismatches: tokens that differ otherwise: the phone is wrong.
     """
 
@@ -23,8 +23,14 @@ class TextReport:
     mismatches: tuple[Difference, ...]
 
 
+LEAST_TIE_STEPS = 2.0
+"""The last step of each of two quantised logits."""
+NOISE_MULTIPLE = 4.0
+"""A near tie spans so many times the noise (`judge.noise`) of the phone's log-likelihoods."""
+
+
 def check_text(
-    reference: QdqReference, prompt: Sequence[int], tokens: Sequence[int], logits_scale: float
+    reference: QdqReference, prompt: Sequence[int], tokens: Sequence[int], logits_scale: float, noise: float
 ) -> TextReport:
     """Compares a greedy reply with QDQ, token by token, in one pass of the QDQ graph.
 
@@ -35,13 +41,15 @@ def check_text(
         prompt: what was fed, BOS included.
         tokens: the reply; with the prompt at most one more than the context.
         logits_scale: one step of the quantised logits.
+        noise: RMS by which the phone's log-likelihoods differ from QDQ's, in nats, measured on the held-out text.
     """
+    tie_steps = max(LEAST_TIE_STEPS, NOISE_MULTIPLE * noise / logits_scale)
     rows = reference.run([*prompt, *tokens[:-1]]).logits[len(prompt) - 1 :]
     differences = []
     for index, (row, got) in enumerate(zip(rows, tokens, strict=True)):
         best = int(row.argmax())
         if got != best:
-            differences.append(difference(index, got, best, row / logits_scale))
+            differences.append(difference(index, got, best, row / logits_scale, tie_steps))
     return TextReport(
         len(tokens),
         tuple(d for d in differences if d.near_tie),
@@ -53,5 +61,5 @@ def describe(difference: Difference) -> str:
     """A mismatch in words."""
     return (
         f"token {difference.index}: the phone chose {difference.got}, QDQ {difference.expected}, "
-        f"{difference.token_gap:.1f} quantisation steps apart (a near tie is {NEAR_TIE_STEPS:.0f})"
+        f"{difference.token_gap:.1f} quantisation steps apart in QDQ's logits"
     )

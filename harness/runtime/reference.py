@@ -137,8 +137,10 @@ class QdqReference:
     """
 
     def __init__(self, path: Path, window: int | None = None) -> None:
+        # Both register operators that the graph is made of: quantisation's, and Qualcomm's own (Hadamard, of R3).
+        import executorch.backends.qualcomm.builders.custom_ops  # noqa: F401
         import torch
-        import torch.ao.quantization.fx._decomposed  # registers the operators the graph is made of
+        import torch.ao.quantization.fx._decomposed
 
         self._torch = torch
         if not path.is_file():

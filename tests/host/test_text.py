@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.build.reference import Reference, Score
-from harness.evaluate.judge import perplexity_checks, text_check
+from harness.evaluate.judge import noise, noise_check, perplexity_checks, text_check
 from harness.evaluate.text import check_text
 from harness.model_file import Bounds
 from harness.results.records import PerplexityRecord
@@ -65,25 +65,28 @@ def test_the_versions_are_upstreams() -> None:
 
 
 class FakeQdq:
-    """Logits that say token + 1 follows, in steps of 0.01; token 5 is followed by 6 or, two steps lower, 9."""
+    """Logits that say token + 1 follows, in steps of 0.01; token 5 is followed by 6 or, `gap` lower, 9."""
+
+    def __init__(self, gap: float = 0.02) -> None:
+        self.gap = gap
 
     def run(self, tokens: list[int]) -> Any:
         rows = np.zeros((len(tokens), 12))
         for i, token in enumerate(tokens):
             rows[i, token + 1] = 30.0
             if token == 5:
-                rows[i, 9] = 30.0 - 0.02
+                rows[i, 9] = 30.0 - self.gap
         return SimpleNamespace(logits=rows)
 
 
 def test_the_right_text_passes() -> None:
-    report = check_text(FakeQdq(), [1, 2], [3, 4, 5], 0.01)  # type: ignore[arg-type]
+    report = check_text(FakeQdq(), [1, 2], [3, 4, 5], 0.01, 0.0)  # type: ignore[arg-type]
     assert (report.compared, report.near_ties, report.mismatches) == (3, (), ())
     assert text_check("c", (report,)).passed
 
 
 def test_a_near_tie_passes_and_is_counted() -> None:
-    report = check_text(FakeQdq(), [4, 5], [9, 10], 0.01)  # type: ignore[arg-type]
+    report = check_text(FakeQdq(), [4, 5], [9, 10], 0.01, 0.0)  # type: ignore[arg-type]
     assert [d.got for d in report.near_ties] == [9]
     assert not report.mismatches
     assert "1 of them near ties" in text_check("c", (report,)).text
@@ -91,9 +94,27 @@ def test_a_near_tie_passes_and_is_counted() -> None:
 
 def test_a_wrong_token_fails_wherever_it_stands() -> None:
     for tokens in ([7, 8], [3, 9], [3, 4, 5, 6, 2]):
-        report = check_text(FakeQdq(), [1, 2], tokens, 0.01)  # type: ignore[arg-type]
+        report = check_text(FakeQdq(), [1, 2], tokens, 0.01, 0.5)  # type: ignore[arg-type]
         assert report.mismatches
         assert not text_check("c", (report,)).passed
+
+
+@pytest.mark.parametrize(
+    ("gap", "noise", "tie"), [(0.02, 0.0, True), (0.03, 0.0, False), (0.3, 0.1, True), (0.5, 0.1, False)]
+)
+def test_a_tie_spans_two_steps_or_four_times_the_noise(gap: float, noise: float, tie: bool) -> None:
+    report = check_text(FakeQdq(gap), [4, 5], [9], 0.01, noise)  # type: ignore[arg-type]
+    assert (len(report.near_ties), len(report.mismatches)) == ((1, 0) if tie else (0, 1))
+
+
+def test_the_noise_is_the_rms_of_paired_log_likelihoods() -> None:
+    known = reference(2, 2)
+    assert noise(known, [-2.0] * 100) == 0
+    assert noise(known, [-2.3, -1.7] * 50) == pytest.approx(0.3)
+    assert noise(known, [-2.0] * 99) == math.inf
+    assert noise_check("c", 0.25, Bounds()).passed
+    assert not noise_check("c", 0.26, Bounds()).passed
+    assert not noise_check("c", math.inf, Bounds()).passed
 
 
 def test_no_text_is_no_pass() -> None:
@@ -101,7 +122,9 @@ def test_no_text_is_no_pass() -> None:
 
 
 def reference(fp: float, qdq: float) -> Reference:
-    return Reference(128, (), 50, Score(-fp * 100, 100, 50), Score(-qdq * 100, 100, 50), "tokenizer.model", 0.01)
+    return Reference(
+        128, (), 50, Score(-fp * 100, 100, 50), Score(-qdq * 100, 100, 50), (-qdq,) * 100, "tokenizer.model", 0.01
+    )
 
 
 def phone(nll: float, tokens: int = 100) -> PerplexityRecord:
