@@ -12,6 +12,8 @@ from harness.results.records import (
     RunInfo,
     SampleRecord,
     Status,
+    TaskRecord,
+    TtftRecord,
     plan_entry,
     utc_now,
 )
@@ -31,6 +33,8 @@ __all__ = [
     "RunInfo",
     "SampleRecord",
     "Status",
+    "TaskRecord",
+    "TtftRecord",
     "load_run",
     "new_run_folder",
     "new_run_id",

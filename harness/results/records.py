@@ -172,6 +172,8 @@ class SampleRecord(Record):
         settings: what the runner was told (temperature, lengths, seed, …).
         raw: the runner's `PyTorchObserver` JSON as it printed it.
         attempt: which try of the cell, from 1, counted on when a run is resumed; a summary takes the last one's.
+        decode_steps: executions of the decode graph; fewer than `generated_tokens` in lookahead.
+        accepted_tokens: tokens that came from verified n-grams, in lookahead; None in other modes.
     """
 
     kind: ClassVar[str] = "sample"
@@ -193,6 +195,8 @@ class SampleRecord(Record):
     settings: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
     attempt: int = 1
+    decode_steps: int | None = None
+    accepted_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,68 @@ class PerplexityRecord(Record):
     def word_ppl(self) -> float:
         """exp(nll_sum / words), lm-eval's `word_perplexity`; NaN of no words."""
         return _exp_of_mean(self.nll_sum, self.words)
+
+
+@dataclass(frozen=True)
+class TtftRecord(Record):
+    """Time to first token of one prompt length: prefill in blocks of AR, then one token.
+
+    Attributes:
+        cell: the cell's id.
+        phone, serial: the phone it ran on.
+        target: `sim` when the time is the simulator's.
+        graph: which graph took the prompt.
+        ar_len: tokens that graph takes at once.
+        prompt_tokens: length of the prompt, in tokens.
+        blocks: executions of the graph: ceil(prompt_tokens / ar_len).
+        ttft_ms: from the tokens' arrival to the first token; neither loading nor tokenising is in it.
+        repeat: which measurement of this length, from 0.
+        attempt: which try of the cell, from 1.
+    """
+
+    kind: ClassVar[str] = "ttft"
+    cell: str
+    phone: str
+    serial: str
+    target: Target
+    graph: Graph
+    ar_len: int
+    prompt_tokens: int
+    blocks: int
+    ttft_ms: float
+    repeat: int = 0
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class TaskRecord(Record):
+    """An lm-eval task on one ground.
+
+    Attributes:
+        cell: the cell's id.
+        ground, graph: as in `PerplexityRecord`.
+        task: lm-eval's name of it.
+        metrics: metric → value, by lm-eval's names (`word_perplexity`, `acc_norm`, `acc_norm_stderr`).
+        samples: documents scored.
+        limit, fewshot, seed: what the task was run with; None where the task's own default.
+        steps: graph executions it took.
+        seconds: how long it took.
+        path: lm-eval's own JSON, relative to the run's folder.
+    """
+
+    kind: ClassVar[str] = "task"
+    cell: str
+    ground: Ground
+    graph: Graph
+    task: str
+    metrics: dict[str, float]
+    samples: int
+    limit: int | None = None
+    fewshot: int | None = None
+    seed: int | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    path: str = ""
 
 
 @dataclass(frozen=True)
@@ -325,6 +391,8 @@ KINDS: Mapping[str, type[Record]] = {
         DeployRecord,
         SampleRecord,
         PerplexityRecord,
+        TtftRecord,
+        TaskRecord,
         CheckRecord,
         OutcomeRecord,
     )

@@ -25,6 +25,8 @@ from harness.results.records import (
     Record,
     RunInfo,
     SampleRecord,
+    TaskRecord,
+    TtftRecord,
     decode,
     encode,
 )
@@ -176,7 +178,7 @@ class RunData:
         resumed: how it was started again, each time.
         plan: the planned cells in the order planned; of one planned again, the last.
         artifacts: cell id → the last artifact.
-        deploys, samples, perplexities, checks: cell id → all of them, in the order written.
+        deploys, samples, perplexities, ttfts, tasks, checks: cell id → all of them, in the order written.
         outcomes: cell id → the last outcome.
         raw: the lines that were not understood.
         last_time: when the last record was written, ISO UTC.
@@ -189,6 +191,8 @@ class RunData:
     deploys: dict[str, tuple[DeployRecord, ...]]
     samples: dict[str, tuple[SampleRecord, ...]]
     perplexities: dict[str, tuple[PerplexityRecord, ...]]
+    ttfts: dict[str, tuple[TtftRecord, ...]]
+    tasks: dict[str, tuple[TaskRecord, ...]]
     checks: dict[str, tuple[CheckRecord, ...]]
     outcomes: dict[str, OutcomeRecord]
     raw: tuple[RawRecord, ...] = ()
@@ -219,6 +223,8 @@ def load_run(folder: Path) -> RunData:
         deploys=_by_cell((record.cell, record) for record in _of(records, DeployRecord)),
         samples=_by_cell((record.cell, record) for record in _of(records, SampleRecord)),
         perplexities=_by_cell((record.cell, record) for record in _of(records, PerplexityRecord)),
+        ttfts=_by_cell((record.cell, record) for record in _of(records, TtftRecord)),
+        tasks=_by_cell((record.cell, record) for record in _of(records, TaskRecord)),
         checks=_by_cell((record.cell, record) for record in _of(records, CheckRecord)),
         outcomes={record.cell: record for record in _of(records, OutcomeRecord)},
         raw=tuple(_of(records, RawRecord)),

@@ -262,7 +262,8 @@ def _notes(data: RunData) -> tuple[str, ...]:
         first = data.raw[0]
         notes.append(f"{len(data.raw)} line(s) were not understood; the first is line {first.line}: {first.problem}")
     planned = {entry.cell for entry in data.plan}
-    seen = {*data.artifacts, *data.deploys, *data.samples, *data.perplexities, *data.checks, *data.outcomes}
+    seen = {*data.artifacts, *data.deploys, *data.samples, *data.perplexities, *data.ttfts, *data.tasks}
+    seen |= {*data.checks, *data.outcomes}
     if stray := sorted(seen - planned):
         notes.append(f"records of {len(stray)} cell(s) that are not in the plan were left out, as {stray[0]}")
     return tuple(notes)

@@ -16,19 +16,9 @@ from harness.errors import ConfigError
 from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH, ProgramInfo
 from harness.runtime.sampling import dequantise, log_softmax
 from harness.runtime.session import Session
+from harness.text.windows import Window
 
 GraphChoice = Literal["kv", "prefill"]
-
-
-@dataclass(frozen=True)
-class Window:
-    """Tokens to score: the model reads `input`, and after `input[:i+1]` is asked for `target[i]`.
-
-    Both have the same length, from 1 to the context's; for running text, target is input moved by one.
-    """
-
-    input: tuple[int, ...]
-    target: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -75,13 +65,13 @@ def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> li
             nonlocal steps
             steps += 1
             first = len(hits)
-            targets = np.asarray(window.target[first : first + len(raw)])
+            targets = np.asarray(window.targets[first : first + len(raw)])
             logits = dequantise(raw, session.info.logits_scale, session.info.logits_zero_point)
             rows.append(np.take_along_axis(log_softmax(logits), targets[:, None], axis=1)[:, 0])
             hits.extend(bool(hit) for hit in raw.argmax(axis=1) == targets)
 
         start = time.perf_counter()
-        session.feed(window.input, graph=chosen, keep=False, on_rows=take)
+        session.feed(window.inputs, graph=chosen, keep=False, on_rows=take)
         seconds = time.perf_counter() - start
         results.append(WindowScore(tuple(float(x) for x in np.concatenate(rows)), tuple(hits), steps, seconds))
     session.rewind(0)
@@ -102,13 +92,13 @@ def check_windows(info: ProgramInfo, windows: Sequence[Window], graph: GraphChoi
         )
     for number, window in enumerate(windows):
         where = f"windows[{number}]"
-        if len(window.input) != len(window.target) or not 1 <= len(window.input) <= info.context_len:
+        if len(window.inputs) != len(window.targets) or not 1 <= len(window.inputs) <= info.context_len:
             raise ConfigError(
-                f"{len(window.input)} input and {len(window.target)} target tokens: they must be equal, "
+                f"{len(window.inputs)} input and {len(window.targets)} target tokens: they must be equal, "
                 f"from 1 to the context of {info.context_len}",
                 where=where,
             )
-        if bad := [token for token in (*window.input, *window.target) if not 0 <= token < info.vocab]:
+        if bad := [token for token in (*window.inputs, *window.targets) if not 0 <= token < info.vocab]:
             raise ConfigError(f"token {bad[0]} is outside the vocabulary of {info.vocab}", where=where)
 
 

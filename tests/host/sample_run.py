@@ -19,6 +19,8 @@ from harness.results import (
     RunInfo,
     SampleRecord,
     Status,
+    TaskRecord,
+    TtftRecord,
 )
 from harness.results.records import Graph, Ground
 from harness.target import Target
@@ -112,6 +114,11 @@ def records(target: Target = Target.SIM) -> list[Record]:
         perplexity(GOOD, "QDQ", "full", 5120.0),
         perplexity(GOOD, "PHONE", "kv", 5121.0),
         perplexity(GOOD, "PHONE", "prefill", 5123.0),
+        *(
+            TtftRecord(GOOD, "s24", "127.0.0.1:5601", Target.SIM, "prefill", 32, length, -(-length // 32), ms)
+            for length, ms in ((1, 90.0), (32, 91.0), (33, 180.0), (64, 181.5))
+        ),
+        TaskRecord(GOOD, "PHONE", "prefill", "cloze", {"acc": 0.5, "acc_norm": 0.75}, 8, 8, 0, 1234, 32, 4.5, "c.json"),
         CheckRecord(GOOD, "phone_vs_qdq_ppl", True, 0.003, 0.02, "phone 168.2 is 0.3 % above QDQ 167.3, bound 2 %"),
         OutcomeRecord(GOOD, Status.PASSED, seconds=130.0, phone="s24"),
         artifact(BROKEN, reused=True),

@@ -146,7 +146,7 @@ def test_notes(tmp_path: Path) -> None:
         file.write('{"record": "power", "schema": 1}\n')
     resumed, raw, stray = summarise(load_run(folder)).notes
     assert "resumed 1 time" in resumed
-    assert "line 25: kind 'power' is unknown" in raw
+    assert "line 30: kind 'power' is unknown" in raw
     assert "stray-kv-SM8650" in stray
 
 

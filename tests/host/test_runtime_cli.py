@@ -19,11 +19,12 @@ from harness.paths import MODELS, REPOSITORY
 from harness.runtime.flags import FlagError, HelpRequested, parse_flags
 from harness.runtime.phone import phone_soc, refusal
 from harness.runtime.program import Delegate, mode_error, read_info
-from harness.runtime.score import Window, read_request
+from harness.runtime.score import read_request
 from harness.runtime.stats import Stats
 from harness.soc import find_soc
 from harness.text.templates import TEMPLATES, find_template, format_prompt
 from harness.text.tokenizer import load_tokenizer
+from harness.text.windows import Window
 
 from runtime_fixtures import toy_info  # isort: skip
 

@@ -12,9 +12,10 @@ from harness.errors import ConfigError, ProductError
 from harness.runtime.generate import check_prompt, clamp_seq_len, generate
 from harness.runtime.kv_cache import KvCache
 from harness.runtime.sampling import greedy
-from harness.runtime.score import Window, score
+from harness.runtime.score import score
 from harness.runtime.session import Session, plan_blocks
 from harness.runtime.stats import Stats
+from harness.text.windows import Window
 
 CONTEXT = 16
 WINDOWS = st.sampled_from([None, 1, 3, 9])
