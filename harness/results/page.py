@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.models import UPSTREAM
-from harness.results.records import PerplexityRecord, PlanEntry, Status
+from harness.results.records import PlanEntry, Status
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary
-from harness.results.text import change
 
 MARKS = {
     Status.PASSED.value: "✓",
@@ -85,8 +85,8 @@ class Chart:
 def matrix(summary: RunSummary) -> Matrix:
     """The cells as a matrix; columns by HTP generation, then SoC, then phone; rows in the order planned."""
     keys = sorted({_column_key(cell.plan) for cell in summary.cells})
-    at = {(_label(cell.plan), _column_key(cell.plan)): cell for cell in summary.cells}
-    labels = dict.fromkeys(_label(cell.plan) for cell in summary.cells)
+    at = {(label(cell.plan), _column_key(cell.plan)): cell for cell in summary.cells}
+    labels = dict.fromkeys(label(cell.plan) for cell in summary.cells)
     columns = []
     for key in keys:
         arch, soc, pinned = key
@@ -94,6 +94,12 @@ def matrix(summary: RunSummary) -> Matrix:
         columns.append(Column(soc, arch, pinned or None, tuple(dict.fromkeys(phones))))
     rows = [Row(label, tuple(at.get((label, key)) for key in keys)) for label in labels]
     return Matrix(tuple(columns), tuple(rows))
+
+
+def label(plan: PlanEntry) -> str:
+    """A row's label: `model · mode`, with the recipe unless it is upstream's."""
+    name = f"{plan.model} · {plan.mode}"
+    return name if plan.recipe == UPSTREAM else f"{name} · {plan.recipe}"
 
 
 def charts(summary: RunSummary) -> tuple[Chart, ...]:
@@ -107,26 +113,15 @@ def charts(summary: RunSummary) -> tuple[Chart, ...]:
     return tuple(chart for chart in found if chart.bars)
 
 
-def against(record: PerplexityRecord, cell: CellSummary) -> str:
-    """How a perplexity compares with the ground before it, as `+1.2 % vs FP`; empty when that was not scored."""
-    before = {"QDQ": cell.on("FP"), "PHONE": cell.on("QDQ") or cell.on("FP")}.get(record.ground, ())
-    # The same graph when that was scored; a comparison of words needs the same text.
-    same = [other for other in before if other.graph == record.graph] or list(before)
-    if not same or same[0].words != record.words:
-        return ""
-    return f"{change(record.word_ppl, same[0].word_ppl)} vs {same[0].ground}"
-
-
 def _bars(summary: RunSummary, value: Callable[[CellSummary], float | None]) -> tuple[Bar, ...]:
-    found = [(cell, number) for cell in summary.cells if (number := value(cell)) is not None and number >= 0]
+    found = [(cell, number) for cell in summary.cells if (number := value(cell)) is not None and _can_be_drawn(number)]
     most = max((number for _, number in found), default=0.0)
-    return tuple(Bar(cell, number, 100 * number / most if most else 0.0) for cell, number in found)
+    return tuple(Bar(cell, number, number / most * 100 if most else 0.0) for cell, number in found)
+
+
+def _can_be_drawn(number: float) -> bool:
+    return math.isfinite(number) and number >= 0
 
 
 def _column_key(plan: PlanEntry) -> tuple[int, str, str]:
     return plan.arch, plan.soc, plan.phone or ""
-
-
-def _label(plan: PlanEntry) -> str:
-    label = f"{plan.model} · {plan.mode}"
-    return label if plan.recipe == UPSTREAM else f"{label} · {plan.recipe}"

@@ -14,9 +14,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.files import write_atomically
-from harness.results import page, text
+from harness.results import accuracy, page, text, ttft, ttft_plot
 from harness.results.store import load_run
-from harness.results.summary import SIM_NOTE, RunSummary, summarise
+from harness.results.summary import (
+    SIM_NOTE,
+    RunSummary,
+    accepted_per_step,
+    steps_saved,
+    summarise,
+)
 from harness.results.table import print_table
 
 HTML = "report.html"
@@ -109,7 +115,18 @@ def _context(summary: RunSummary) -> dict[str, Any]:
         "matrix": page.matrix(summary),
         "charts": page.charts(summary),
         "marks": page.MARKS,
-        "against": page.against,
+        "plots": ttft.plots(summary),
+        "draw": ttft_plot.draw,
+        "swatch": ttft_plot.swatch,
+        "task_cells": accuracy.with_tasks(summary),
+        "ppl_columns": accuracy.columns(record for cell in summary.cells for record in cell.perplexities),
+        "task_columns": accuracy.columns(record for cell in summary.cells for record in cell.tasks),
+        "where": accuracy.where,
+        "against_before": accuracy.against_before,
+        "against_kv": accuracy.against_kv,
+        "link": accuracy.link,
+        "steps_saved": steps_saved,
+        "accepted_per_step": accepted_per_step,
         "sim_note": SIM_NOTE if summary.is_sim else "",
         "sim": "sim " if summary.is_sim else "",
     }
@@ -157,6 +174,7 @@ def _add_filters(environment: Environment) -> None:
     environment.filters.update(
         number=text.number,
         ppl=text.perplexity,
+        count=text.count,
         size=text.size,
         duration=text.duration,
         joined=text.joined,

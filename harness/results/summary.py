@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from harness.results.records import (
     ArtifactRecord,
     CheckRecord,
     DeployRecord,
+    Graph,
     Ground,
     OutcomeRecord,
     PerplexityRecord,
@@ -19,6 +21,8 @@ from harness.results.records import (
     RunInfo,
     SampleRecord,
     Status,
+    TaskRecord,
+    TtftRecord,
 )
 from harness.results.store import RunData
 from harness.target import Target
@@ -37,7 +41,10 @@ STATUSES: tuple[str, ...] = (
 
 SIM_NOTE = "sim speed is not a phone's speed: these times and rates are the simulator's, on this host's CPU"
 
-_GRAPHS = ("full", "kv", "prefill")
+GROUNDS: tuple[Ground, ...] = ("FP", "QDQ", "PHONE")
+"""In the order a model goes through them."""
+
+GRAPHS: tuple[Graph, ...] = ("full", "kv", "prefill")
 _RACK = (FailureClass.INFRA, FailureClass.ENV)
 
 
@@ -54,11 +61,16 @@ class CellSummary:
         failure_class: why it did not pass; None when it did, or was not run.
         reason, remedy, evidence, evidence_path: of the outcome; of the gate when that skipped it.
         phones: names of the phones it ran on or is pinned to.
-        samples: the measured generations of the last attempt.
+        samples: the measured generations of the last attempt that measured anything.
         sessions: how many sessions they come from.
         load_ms, ttft_ms, prefill_tok_s, decode_tok_s: see `SampleRecord`.
         peak_mb: peak resident memory of the runner, MB.
+        decode_steps: executions of the decode graph for a sample.
+        steps_saved: generated tokens − decode steps.
+        accepted_per_step: accepted tokens / decode steps, in lookahead; None in other modes.
         perplexities: the last one of each ground and graph, in the order FP, QDQ, PHONE.
+        ttfts: times to first token by prompt length, of the same attempt as the samples.
+        tasks: the last record of each lm-eval task, ground and graph; a task at a time, FP, QDQ, PHONE.
         checks: the last of each name, in the order first made.
         artifact: the `.pte`; None when it came to none.
         deploys: what was pushed, each attempt.
@@ -81,7 +93,12 @@ class CellSummary:
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
     peak_mb: float | None = None
+    decode_steps: float | None = None
+    steps_saved: float | None = None
+    accepted_per_step: float | None = None
     perplexities: tuple[PerplexityRecord, ...] = ()
+    ttfts: tuple[TtftRecord, ...] = ()
+    tasks: tuple[TaskRecord, ...] = ()
     checks: tuple[CheckRecord, ...] = ()
     artifact: ArtifactRecord | None = None
     deploys: tuple[DeployRecord, ...] = ()
@@ -96,6 +113,11 @@ class CellSummary:
     def on(self, ground: Ground) -> tuple[PerplexityRecord, ...]:
         """The perplexities on one ground, a graph each."""
         return tuple(record for record in self.perplexities if record.ground == ground)
+
+    def graph_of(self, record: PerplexityRecord) -> str:
+        """The graph of one of the cell's perplexities; with the tokens where it scored fewer of them than others."""
+        most = max(other.tokens for other in self.perplexities)
+        return record.graph if record.tokens == most else f"{record.graph}, {record.tokens} tok"
 
 
 @dataclass(frozen=True)
@@ -131,6 +153,11 @@ class RunSummary:
     def is_sim(self) -> bool:
         """Whether the speeds are a simulator's."""
         return self.run.target is Target.SIM
+
+    @property
+    def has_lookahead(self) -> bool:
+        """Whether any cell decoded with lookahead, so that its steps are worth a column."""
+        return any(cell.accepted_per_step is not None for cell in self.cells)
 
     def with_status(self, *statuses: str) -> tuple[CellSummary, ...]:
         """The cells with one of the statuses, in order."""
@@ -169,22 +196,38 @@ def median_of_sessions(samples: Iterable[SampleRecord], value: Callable[[SampleR
     """Median over sessions of each session's median; None when no sample has the value.
 
     A session is one fresh process on one phone; samples inside it are not independent, so that a session counts
-    once, however many samples it has.
+    once, however many samples it has. NaN is what 0/0 gives, not a measurement, and has no place in an order.
     """
     sessions: dict[tuple[str, int], list[float]] = {}
     for sample in samples:
-        if (number := value(sample)) is not None:
+        if (number := value(sample)) is not None and not math.isnan(number):
             sessions.setdefault((sample.serial, sample.session), []).append(number)
     return statistics.median(statistics.median(numbers) for numbers in sessions.values()) if sessions else None
+
+
+def steps_saved(sample: SampleRecord) -> int | None:
+    """Decode steps that the generation did without: generated tokens − steps; 0 in a mode of one token a step."""
+    return None if sample.decode_steps is None else sample.generated_tokens - sample.decode_steps
+
+
+def accepted_per_step(sample: SampleRecord) -> float | None:
+    """Tokens from verified n-grams that a lookahead step brought on top of its own; None in other modes."""
+    if sample.accepted_tokens is None or not sample.decode_steps:
+        return None
+    return sample.accepted_tokens / sample.decode_steps
 
 
 def _cell(entry: PlanEntry, data: RunData) -> CellSummary:
     outcome = data.outcomes.get(entry.cell)
     every = data.samples.get(entry.cell, ())
-    last = max((sample.attempt for sample in every), default=0)
+    curve = data.ttfts.get(entry.cell, ())
+    # What an earlier attempt measured is void, also what the last one did not come to measure again.
+    last = max([sample.attempt for sample in every] + [record.attempt for record in curve], default=0)
     samples = tuple(sample for sample in every if sample.attempt == last)
+    ttfts = tuple(record for record in curve if record.attempt == last)
     deploys = data.deploys.get(entry.cell, ())
-    used = [sample.phone for sample in samples] or [deploy.phone for deploy in deploys[-1:]]
+    measured_on = [sample.phone for sample in samples] + [record.phone for record in ttfts]
+    used = measured_on or [deploy.phone for deploy in deploys[-1:]]
     phones = [outcome.phone] if outcome and outcome.phone and not used else used
     if not phones and entry.phone:
         phones = [entry.phone]
@@ -205,7 +248,12 @@ def _cell(entry: PlanEntry, data: RunData) -> CellSummary:
         prefill_tok_s=median_of_sessions(samples, lambda sample: sample.prefill_tok_s),
         decode_tok_s=median_of_sessions(samples, lambda sample: sample.decode_tok_s),
         peak_mb=median_of_sessions(samples, lambda sample: sample.peak_rss_mb),
+        decode_steps=median_of_sessions(samples, lambda sample: sample.decode_steps),
+        steps_saved=median_of_sessions(samples, steps_saved),
+        accepted_per_step=median_of_sessions(samples, accepted_per_step),
         perplexities=_perplexities(data.perplexities.get(entry.cell, ())),
+        ttfts=ttfts,
+        tasks=_tasks(data.tasks.get(entry.cell, ())),
         checks=tuple({check.name: check for check in data.checks.get(entry.cell, ())}.values()),
         artifact=data.artifacts.get(entry.cell),
         deploys=deploys,
@@ -226,8 +274,17 @@ def _ending(entry: PlanEntry, outcome: OutcomeRecord | None) -> tuple[str, Failu
 
 def _perplexities(records: Sequence[PerplexityRecord]) -> tuple[PerplexityRecord, ...]:
     last = {(record.ground, record.graph): record for record in records}
-    order = {"FP": 0, "QDQ": 1, "PHONE": 2}
-    return tuple(sorted(last.values(), key=lambda record: (order[record.ground], _GRAPHS.index(record.graph))))
+    return tuple(sorted(last.values(), key=_place))
+
+
+def _tasks(records: Sequence[TaskRecord]) -> tuple[TaskRecord, ...]:
+    last = {(record.task, record.ground, record.graph): record for record in records}
+    names = list(dict.fromkeys(name for name, _, _ in last))
+    return tuple(sorted(last.values(), key=lambda record: (names.index(record.task), *_place(record))))
+
+
+def _place(record: PerplexityRecord | TaskRecord) -> tuple[int, int]:
+    return GROUNDS.index(record.ground), GRAPHS.index(record.graph)
 
 
 def _headline(counts: dict[str, int]) -> str:

@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.results.records import PerplexityRecord, Status
+from harness.results.accuracy import Task, TaskValue, columns, with_tasks
+from harness.results.records import Ground, Status
 from harness.results.summary import NOT_RUN, SIM_NOTE, CellSummary, RunSummary
-from harness.results.text import NONE, number, perplexity, visible
+from harness.results.text import NONE, count, number, perplexity, visible
 
 WIDTH = 100
 _CELL_WIDTH = 24
+_WIDE_CELL = 37
 _PHONE_WIDTH = 10
 
 _STYLES = {
@@ -54,6 +56,12 @@ def _print(summary: RunSummary, console: Console) -> None:
     console.print(Text("ppl: perplexity of a word of the held-out text; speeds: medians over sessions", "dim"))
     if summary.is_sim:
         console.print(Text(SIM_NOTE, "yellow"))
+    if summary.has_lookahead:
+        _say_table(console, "Lookahead: medians over sessions of a generation", _lookahead(summary))
+    if cells := with_tasks(summary):
+        _say_table(console, "lm-eval tasks: the main metric of each, all are in the report", _tasks(cells))
+    if measured := sum(bool(cell.ttfts) for cell in summary.cells):
+        console.print(Text(f"TTFT against prompt length of {measured} cell(s) is drawn in the report", "dim"))
     _list(console, "Failures and errors", summary.with_status(Status.FAILED, Status.ERROR))
     _list(console, "Skipped", summary.with_status(Status.SKIPPED))
     _list(console, "Not run", summary.with_status(NOT_RUN))
@@ -91,16 +99,61 @@ def _row(cell: CellSummary) -> list[Text]:
         Text("\n".join(_wrap(phone, _PHONE_WIDTH) for phone in cell.phones) or NONE),
         outcome,
         *(Text(number(value)) for value in numbers),
-        Text(_ground(cell.on("FP"))),
-        Text(_ground(cell.on("QDQ"))),
-        Text(_ground(cell.on("PHONE"), with_graph=True)),
+        Text(_ground(cell, "FP")),
+        Text(_ground(cell, "QDQ")),
+        Text(_ground(cell, "PHONE", with_graph=True)),
     ]
 
 
-def _ground(records: Sequence[PerplexityRecord], *, with_graph: bool = False) -> str:
+def _lookahead(summary: RunSummary) -> Table:
+    table = _small_table("cell")
+    for head in ("accepted\na step", "decode\nsteps", "steps\nsaved"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for cell in summary.cells:
+        if cell.accepted_per_step is not None:
+            counts = (number(cell.accepted_per_step), count(cell.decode_steps), count(cell.steps_saved))
+            table.add_row(Text(_wrap(cell.id, _WIDE_CELL)), *(Text(value) for value in counts))
+    return table
+
+
+def _tasks(cells: Sequence[tuple[CellSummary, Sequence[Task]]]) -> Table:
+    """A row a task, with its main metric; a cell is named where it begins."""
+    table = _small_table("cell", "task", "metric")
+    grounds = columns(record for _, tasks in cells for task in tasks for record in task.records)
+    for ground in grounds:
+        table.add_column(ground.head.replace(" ", "\n"), justify="right", overflow="fold")
+    for cell, tasks in cells:
+        name = _wrap(cell.id, _WIDE_CELL)
+        for task in tasks:
+            if metric := task.main:
+                values = (_shown(metric.at(ground)) for ground in grounds)
+                table.add_row(*(Text(text) for text in (name, visible(task.name), visible(metric.name), *values)))
+                name = ""
+    return table
+
+
+def _shown(values: Sequence[TaskValue]) -> str:
+    return "\n".join(value.shown for value in values) or NONE
+
+
+def _small_table(*names: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _say_table(console: Console, head: str, table: Table) -> None:
+    console.print()
+    console.print(Text(head, "bold"))
+    console.print(table)
+
+
+def _ground(cell: CellSummary, ground: Ground, *, with_graph: bool = False) -> str:
     """One line a graph; the graph is named for a phone, and where there are several."""
+    records = cell.on(ground)
     named = with_graph or len(records) > 1
-    lines = [perplexity(record.word_ppl) + (f" {record.graph}" if named else "") for record in records]
+    lines = [perplexity(record.word_ppl) + (f" {cell.graph_of(record)}" if named else "") for record in records]
     return "\n".join(lines) or NONE
 
 

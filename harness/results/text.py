@@ -9,11 +9,12 @@ from collections.abc import Iterable
 NONE = "-"
 """Shown where there is no number."""
 
-# C0 controls except tab and newline, and DEL, as their visible pictures; C1 and bidirectional overrides as U+FFFD.
+# C0 controls except tab and newline, and DEL, as their visible pictures; C1, bidirectional overrides and the
+# noncharacters that XML forbids as U+FFFD.
 _VISIBLE = (
     {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
     | {0x7F: 0x2421}
-    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+    | dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF], 0xFFFD)
 )
 
 
@@ -42,11 +43,16 @@ def perplexity(value: float | None) -> str:
     return f"{value:.{0 if value >= 1000 else 1 if value >= 100 else 2}f}"
 
 
+def count(value: float | None) -> str:
+    """A count or the median of counts: 24, 23.5."""
+    return NONE if value is None else f"{value:g}"
+
+
 def change(new: float, old: float) -> str:
-    """How much more `new` is than `old`: +1.2 %."""
+    """How much more `new` is than `old`: +1.23 %."""
     if not (math.isfinite(new) and math.isfinite(old) and old > 0):
         return NONE
-    return f"{100 * (new / old - 1):+.1f} %"
+    return f"{100 * (new / old - 1):+.2f} %"
 
 
 def size(count: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import FailureClass
@@ -22,7 +24,8 @@ from harness.results import (
     TaskRecord,
     TtftRecord,
 )
-from harness.results.records import Graph, Ground
+from harness.results.records import Graph, Ground, encode
+from harness.results.store import RECORDS
 from harness.target import Target
 
 GOOD = "tiny_llama-hybrid-SM8650@s24"
@@ -115,7 +118,7 @@ def records(target: Target = Target.SIM) -> list[Record]:
         perplexity(GOOD, "PHONE", "kv", 5121.0),
         perplexity(GOOD, "PHONE", "prefill", 5123.0),
         *(
-            TtftRecord(GOOD, "s24", "127.0.0.1:5601", Target.SIM, "prefill", 32, length, -(-length // 32), ms)
+            TtftRecord(GOOD, "s24", "127.0.0.1:5601", target, "prefill", 32, length, -(-length // 32), ms)
             for length, ms in ((1, 90.0), (32, 91.0), (33, 180.0), (64, 181.5))
         ),
         TaskRecord(GOOD, "PHONE", "prefill", "cloze", {"acc": 0.5, "acc_norm": 0.75}, 8, 8, 0, 1234, 32, 4.5, "c.json"),
@@ -142,8 +145,75 @@ def records(target: Target = Target.SIM) -> list[Record]:
     ]
 
 
-def write_run(reports: Path, target: Target = Target.SIM) -> Path:
+PHONES = {"s23": ("SM8550", 73), "oneplus12": ("SM8650", 75), "s24": ("SM8650", 75), "s25": ("SM8750", 79)}
+MODES = ("hybrid", "kv", "lookahead")
+
+
+def wide_cell(mode: str, phone: str) -> str:
+    soc, _ = PHONES[phone]
+    pinned = [name for name, (other, _) in PHONES.items() if other == soc]
+    return f"tiny_llama-{mode}-{soc}" + (f"@{phone}" if len(pinned) > 1 else "")
+
+
+def ttfts(cell: str, phone: str, ar_len: int, step_ms: float, target: Target, **changes: object) -> list[TtftRecord]:
+    """Three repeats of each length that is one under, at and one over the end of a block of 32; context 128."""
+    lengths = (1, 16, 31, 32, 33, 48, 63, 64, 65, 80, 95)
+    graph: Graph = "kv" if ar_len == 1 else "prefill"
+    return [
+        TtftRecord(
+            cell,
+            phone,
+            f"127.0.0.1:{phone}",
+            target,
+            graph,
+            ar_len,
+            length,
+            blocks := -(-length // ar_len),
+            round(step_ms * blocks * (1 + 0.02 * repeat) + 4 + 0.01 * length, 3),
+            repeat,
+            **changes,  # type: ignore[arg-type]
+        )
+        for length in lengths
+        for repeat in range(3)
+    ]
+
+
+def wide_records(target: Target = Target.SIM) -> list[Record]:
+    """Three modes on four phones, all passed, with all that is measured: three grounds, tasks, lookahead, TTFT."""
+    cells = [(mode, phone, wide_cell(mode, phone)) for mode in MODES for phone in PHONES]
+    found: list[Record] = [run_info(target)]
+    for mode, phone, cell in cells:
+        found.append(replace(planned(cell, PHONES[phone][1]), mode=mode))
+    for index, (mode, phone, cell) in enumerate(cells):
+        soc = PHONES[phone][0]
+        graphs: tuple[Graph, ...] = ("kv",) if mode == "kv" else ("kv", "prefill")
+        for session in range(2):
+            changes: dict[str, object] = {"phone": phone, "serial": f"127.0.0.1:{phone}", "soc": soc, "target": target}
+            changes |= {"decode_steps": 24 + session, "accepted_tokens": 39 - session} if mode == "lookahead" else {}
+            changes |= {"decode_steps": 63} if mode == "kv" else {}
+            found.append(sample(cell, session, ttft_ms=88.0 + 11 * index + session, **changes))
+        found += ttfts(cell, phone, 1 if mode == "kv" else 32, 50.0 + 9 * (index % 4), target)
+        found.append(perplexity(cell, "FP", "full", 3910.0))
+        found.append(perplexity(cell, "QDQ", "full", 3953.1))
+        found += [perplexity(cell, "PHONE", graph, 3951.5 + 0.7 * len(graph)) for graph in graphs]
+        for ground, graph in [("FP", "full"), ("QDQ", "full"), *(("PHONE", graph) for graph in graphs)]:
+            path = f"tasks/{cell}/{ground}-{graph}.json"
+            ppl = {"word_perplexity": 49.9 + len(path) % 5, "byte_perplexity": 2.1, "bits_per_byte": 1.07}
+            acc = {"acc": 0.5 + len(ground) / 100, "acc_stderr": 0.079, "acc_norm": 0.525, "acc_norm_stderr": 0.0797}
+            found.append(TaskRecord(cell, ground, graph, "wikitext_local", ppl, 4, None, None, 1234, 90, 9.5, path))
+            found.append(TaskRecord(cell, ground, graph, "hellaswag_local", acc, 40, 40, 0, 1234, 160, 20.5, path))
+        found.append(CheckRecord(cell, "phone_vs_qdq_ppl", True, 0.0004, 0.02, "+0.04% (bound ±2%)"))
+        found.append(OutcomeRecord(cell, Status.PASSED, seconds=30.0, phone=phone))
+    return found
+
+
+def write_run(reports: Path, target: Target = Target.SIM, made: Sequence[Record] = ()) -> Path:
+    """A run's folder with the records, or else with those of `records`."""
     folder = reports / run_info().id
+    if made:  # at once: hundreds of records, each on the disk before the next, take seconds
+        folder.mkdir(parents=True)
+        (folder / RECORDS).write_bytes(b"".join(encode(record, folder.name) for record in made))
+        return folder
     writer = RecordWriter(folder)
     for record in records(target):
         writer.append(record)

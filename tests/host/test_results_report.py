@@ -8,7 +8,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_run import BROKEN, EVIL, GOOD, LOST, OLD, UNRUN, planned, run_info, sample, write_run
+from sample_run import (
+    BROKEN,
+    EVIL,
+    GOOD,
+    LOST,
+    OLD,
+    UNRUN,
+    planned,
+    run_info,
+    sample,
+    wide_cell,
+    wide_records,
+    write_run,
+)
 
 from harness.errors import ConfigError, FailureClass
 from harness.results import OutcomeRecord, RecordWriter, Status, load_run
@@ -125,7 +138,8 @@ def test_the_page_is_well_formed_and_loads_nothing(tmp_path: Path) -> None:
 def test_every_link_leads_to_a_cell(tmp_path: Path) -> None:
     page = _page(write_run(tmp_path))
     assert page.links
-    assert {link.removeprefix("#").replace("%40", "@") for link in page.links} <= set(page.ids)
+    assert "c.json" in page.links
+    assert {link.removeprefix("#").replace("%40", "@") for link in page.links} - {"c.json"} <= set(page.ids)
 
 
 def test_the_page_says_every_ending_in_words(tmp_path: Path) -> None:
@@ -144,7 +158,10 @@ def test_the_page_says_every_ending_in_words(tmp_path: Path) -> None:
         "What to do: check the cable",
         "sim speed is not a phone's speed",
         "sim decode",
-        "+2.0 % vs FP",
+        "+2.02 %, +0.99 % vs FP",
+        "+0.30 %, +0.15 % vs QDQ +0.20 %, +0.10 % vs phone kv",
+        "TTFT against prompt length, in the simulator",
+        "cloze 8 documents, limit 8, 0-shot, seed 1234acc 0.500",
         "167.5 kv 167.8 prefill",
         "phone_vs_qdq_ppl: phone inf is above QDQ 167.3, bound 2 %",
         "7.65 MB (7654321 bytes)",
@@ -200,17 +217,21 @@ def _rows(line: str) -> list[str]:
 def test_markdown_tables_have_the_same_columns_in_each_row(tmp_path: Path) -> None:
     markdown = render_markdown(summarise(load_run(write_run(tmp_path))))
     tables = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE)]
-    assert len(tables) == 3
+    assert len(tables) == 6
     for table in tables:
         assert len({len(_rows(line)) for line in table}) == 1
         assert set("".join(_rows(table[1]))) <= {"-", ":"}
-    matrix, numbers, _ = tables
+    matrix, numbers, ppl, ttft, tasks, _ = tables
     assert [len(matrix), len(numbers)] == [2 + 3, 2 + 5]
     assert _rows(matrix[2]) == ["tiny_llama · hybrid", "– SKIPPED weight_sharing", "", "", "✓ PASSED", ""]
     assert _rows(numbers[0])[3] == "sim TTFT ms"
     assert _rows(numbers[2])[:6] == [GOOD, "s24", "PASSED", "410", "12.2", "3.80"]
     assert _rows(numbers[2])[-2] == "167.5 (kv), 167.8 (prefill)"
     assert _rows(numbers[-1])[2] == "NOT RUN"
+    assert _rows(ppl[2]) == [GOOD, "12.30", "12.42 (+0.99 %)", "12.43 (+0.05 %)", "12.44 (+0.15 %)", "+0.10 %"]
+    assert _rows(ppl[3]) == [BROKEN, "-", "-", "inf", "-", "-"]
+    assert [_rows(row) for row in ttft[4:]] == [["33", "2", "180"], ["64", "2", "182"], ["a block more", "", "90.2"]]
+    assert _rows(tasks[2])[2:] == ["acc", "0.500", "[phone prefill](c.json)"]
 
 
 def test_markdown_headings_and_lists_stand_apart(tmp_path: Path) -> None:
@@ -227,6 +248,26 @@ def test_markdown_escapes() -> None:
         "a\\|b \\`c\\` \\*d\\* \\[e\\](f) &lt;g&gt; &amp; \\_h\\_ i_j \\\\"
     )
     assert fenced("a ```` b") == "`````text\na ```` b\n`````"
+
+
+def test_lookahead_is_shown_by_cell_and_by_sample(tmp_path: Path) -> None:
+    summary = summarise(load_run(write_run(tmp_path, made=wide_records())))
+    cell = wide_cell("lookahead", "s24")
+    page = _Page(render_html(summary))
+    text = " ".join(page.text.split())
+    assert len(page.ids) == len(set(page.ids))
+    assert "5 + 63 tokens in 24 decode steps (39 saved, 1.62 tokens accepted a step)" in text
+    assert "5 + 63 tokens in 63 decode steps · TTFT" in text
+    assert "prefill 32, n-gram 5, window 8, gcap 8" in text
+    markdown = render_markdown(summary)
+    head, row = (
+        next(_rows(line) for line in markdown.splitlines() if line.startswith(start))
+        for start in ("| cell | phone |", f"| {cell} | s24 |")
+    )
+    shown = dict(zip(head, row, strict=True))
+    assert [shown[name] for name in ("accepted a step", "decode steps", "steps saved")] == ["1.57", "24.5", "38.5"]
+    assert "(session 0, 5 + 63 tokens in 24 decode steps, 39 saved, 1.62 tokens accepted a step):" in markdown
+    assert "accepted a step" not in render_markdown(summarise(load_run(write_run(tmp_path / "narrow"))))
 
 
 def test_a_long_log_is_cut_at_its_start() -> None:

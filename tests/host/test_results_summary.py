@@ -7,14 +7,37 @@ import math
 from pathlib import Path
 
 import pytest
-from sample_run import BROKEN, EVIL, GOOD, LOST, OLD, UNRUN, perplexity, planned, run_info, sample, write_run
+from sample_run import (
+    BROKEN,
+    EVIL,
+    GOOD,
+    LOST,
+    OLD,
+    UNRUN,
+    perplexity,
+    planned,
+    run_info,
+    sample,
+    wide_cell,
+    wide_records,
+    write_run,
+)
 
 from harness.errors import FailureClass
 from harness.results import CheckRecord, OutcomeRecord, PlanEntry, Record, RecordWriter, Status, load_run
-from harness.results.page import against, charts, matrix
-from harness.results.summary import NOT_RUN, RunSummary, exit_status, median_of_sessions, summarise
+from harness.results.accuracy import against_before
+from harness.results.page import charts, matrix
+from harness.results.summary import (
+    NOT_RUN,
+    RunSummary,
+    accepted_per_step,
+    exit_status,
+    median_of_sessions,
+    steps_saved,
+    summarise,
+)
 from harness.results.table import print_table, table_text
-from harness.results.text import change, duration, number, size, visible
+from harness.results.text import change, count, duration, number, size, visible
 from harness.results.text import perplexity as show_perplexity
 from harness.target import Target
 
@@ -174,11 +197,77 @@ def test_charts(summary: RunSummary) -> None:
 def test_a_perplexity_is_compared_with_the_ground_before_it(summary: RunSummary) -> None:
     good, broken = summary.cells[0], summary.cells[1]
     fp, qdq, kv, _ = good.perplexities
-    assert against(fp, good) == ""
-    assert against(qdq, good) == "+2.0 % vs FP"
-    assert against(kv, good) == "+0.1 % vs QDQ"
-    assert against(broken.perplexities[0], broken) == ""
-    assert against(dataclasses.replace(kv, words=7), good) == ""
+    found = [against_before(record, good) for record in (qdq, kv)]
+    assert [other and (other.other.ground, other.word) for other in found] == [("FP", "+2.02 %"), ("QDQ", "+0.10 %")]
+    assert against_before(fp, good) is None
+    assert against_before(broken.perplexities[0], broken) is None
+    assert against_before(dataclasses.replace(kv, words=7), good) is None
+
+
+def test_lookahead_by_sample_and_cell(tmp_path: Path) -> None:
+    cell = "tiny_llama-lookahead-SM8650"
+    steps = [sample(cell, session, decode_steps=n, accepted_tokens=63 - n) for session, n in enumerate((20, 30, 63))]
+    assert [steps_saved(one) for one in steps] == [43, 33, 0]
+    assert [accepted_per_step(one) for one in steps] == [pytest.approx(43 / 20), pytest.approx(1.1), 0.0]
+    summary = _summarise(
+        tmp_path,
+        planned(cell, 75),
+        planned(GOOD, 75),
+        sample(cell, 0, decode_steps=1, accepted_tokens=62),
+        *(dataclasses.replace(one, attempt=2) for one in steps),
+        sample(GOOD, decode_steps=63),
+    )
+    ahead, good = summary.cells
+    assert (ahead.decode_steps, ahead.steps_saved, ahead.accepted_per_step) == (30, 33, pytest.approx(1.1))
+    assert (good.decode_steps, good.steps_saved, good.accepted_per_step) == (63, 0, None)
+    assert summary.has_lookahead
+
+
+@pytest.mark.parametrize(
+    ("steps", "accepted", "saved", "per_step"),
+    [(None, None, None, None), (None, 5, None, None), (0, 0, 63, None), (63, None, 0, None), (64, 0, -1, 0.0)],
+)
+def test_lookahead_that_was_not_recorded_or_did_no_step(
+    steps: int | None, accepted: int | None, saved: int | None, per_step: float | None
+) -> None:
+    one = sample(GOOD, decode_steps=steps, accepted_tokens=accepted)
+    assert (steps_saved(one), accepted_per_step(one)) == (saved, per_step)
+
+
+def test_no_column_for_lookahead_without_a_cell_of_it(summary: RunSummary) -> None:
+    assert not summary.has_lookahead
+    assert "Lookahead" not in table_text(summary)
+
+
+def test_a_number_that_is_none_orders_nothing_and_draws_nothing(tmp_path: Path) -> None:
+    summary = _summarise(
+        tmp_path,
+        planned(GOOD, 75),
+        *(sample(GOOD, session, ttft_ms=ms) for session, ms in enumerate((1.0, math.nan, 5.0))),
+        *(sample(GOOD, session, ttft_ms=3.0, decode_tok_s=math.inf) for session in (3, 4)),
+    )
+    assert summary.cells[0].ttft_ms == 3.0
+    assert "decode, tok/s" in [chart.title for chart in charts(summary)]
+    broken = _summarise(tmp_path / "b", planned(GOOD, 75), sample(GOOD, decode_tok_s=math.inf, ttft_ms=math.nan))
+    assert broken.cells[0].decode_tok_s == math.inf
+    assert broken.cells[0].ttft_ms is None
+    assert [chart.title for chart in charts(broken)] == ["prefill, tok/s"]
+
+
+def test_the_wide_table_fits(tmp_path: Path) -> None:
+    text = table_text(summarise(load_run(write_run(tmp_path, made=wide_records()))))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in text
+    ahead = lines[lines.index("Lookahead: medians over sessions of a generation") :]
+    name = wide_cell("lookahead", "s24")
+    assert next(line.split() for line in ahead if name in line) == [name, "1.57", "24.5", "38.5"]
+    evals = lines[next(index for index, line in enumerate(lines) if line.startswith("lm-eval tasks")) :]
+    assert [line.split() for line in evals if wide_cell("hybrid", "s25") in line] == [
+        [wide_cell("hybrid", "s25"), "wikitext_local", "word_perplexity", "52.90", "53.90", "53.90", "53.90"]
+    ]
+    assert sum("hellaswag_local acc_norm" in " ".join(line.split()) for line in evals) == 12
+    assert "TTFT against prompt length of 12 cell(s) is drawn in the report" in text
 
 
 def test_table_fits_and_says_everything(summary: RunSummary) -> None:
@@ -226,7 +315,7 @@ def test_print_table_is_plain_for_a_file(summary: RunSummary) -> None:
 def test_foreign_text_moves_no_cursor() -> None:
     assert visible(EVIL).isprintable() is False  # the newline stays
     assert not set(visible(EVIL)) & {"\x1b", "\u202e", "\r"}
-    assert visible("a\tb\nc\r\nd\re\x9b\ud800") == "a\tb\nc\nd␍e\ufffd\\ud800"
+    assert visible("a\tb\nc\r\nd\re\x9b\ud800\uffff") == "a\tb\nc\nd␍e\ufffd\\ud800\ufffd"
 
 
 def test_how_numbers_are_shown() -> None:
@@ -247,8 +336,9 @@ def test_how_numbers_are_shown() -> None:
         "61.9 GB",
     ]
     assert [duration(value) for value in (0.5, 59.9, 95.65, 7384)] == ["0.500 s", "59.9 s", "1 min 36 s", "2 h 03 min"]
+    assert [count(value) for value in (None, 24, 24.0, 23.5, 0)] == ["-", "24", "24", "23.5", "0"]
     assert [change(new, old) for new, old in itertools.product((1.1, math.inf), (1.0, 0.0))] == [
-        "+10.0 %",
+        "+10.00 %",
         "-",
         "-",
         "-",
