@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import __version__
+from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.paths import REPOSITORY, cache_root
 
@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--models", default="tiny_llama", help="names, comma-separated, or all")
     cells.add_argument("--modes", help="kv, hybrid, lookahead; default: each model's own that are run by default")
     cells.add_argument("--socs", help="chipsets, comma-separated; default: those of the rack")
+    for name, text in LENGTH_OPTIONS.items():
+        cells.add_argument(option(name), type=int, metavar="N", help=f"{text}; default: each model's own")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(
@@ -72,8 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--target", default="sim", choices=("sim", "android"), help="simulator or phone")
     compile_.add_argument("--out", type=Path, metavar="DIR", help="copy the artifacts there, as --pte takes them")
     add("cache", _cache, [], "what the artifact cache holds")
-    rack_verb = add("rack", _rack, [rack], "virtual phones: start, stop, show")
-    rack_verb.add_argument("action", choices=("up", "down", "status"))
+    rack_verb = add("rack", _rack, [rack], "virtual phones: start, stop, show, lend to ExecuTorch's own llama.py")
+    rack_verb.add_argument("action", choices=("up", "down", "status", "build-dir"))
+    rack_verb.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="for build-dir: the folder to write")
     report = add("report", _report, [], "write a run's report.html and report.md again, and print its table")
     report.add_argument("run", type=Path, help="a folder under reports/")
     return parser
@@ -98,6 +101,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    from harness.rack.cli import print_exports
     from harness.toolchain.doctor import LICENCE_NOTE, examine
     from harness.toolchain.environment import find_toolchain
 
@@ -106,9 +110,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json(exports)
         else:
-            for key, value in exports.items():
-                inherited = f"${{{key}:+:${key}}}" if key.endswith("PATH") else ""
-                print(f"export {key}={shlex.quote(value)}{inherited}")
+            print_exports(exports)
         return 0
     findings = examine()
     if arguments.json:
@@ -127,6 +129,10 @@ def _rack(arguments: argparse.Namespace) -> int:
     from harness.toolchain.environment import find_toolchain
 
     console = Console()
+    if arguments.action == "build-dir":
+        report = rack_cli.cmd_build_dir(arguments.folder)
+        _print_json(report) if arguments.json else rack_cli.print_build_dir(report)
+        return 0
     if arguments.action == "down":
         ended = rack_cli.cmd_down()
         if arguments.json:
@@ -220,7 +226,8 @@ def _planned(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from harness.conduct.plan import plan, read_choice
     from harness.target import Target
 
-    choice = read_choice(arguments.rack, arguments.models, arguments.modes, arguments.socs)
+    lengths = {name: value for name in LENGTH_OPTIONS if (value := getattr(arguments, name)) is not None}
+    choice = read_choice(arguments.rack, arguments.models, arguments.modes, arguments.socs, lengths=lengths)
     return choice, plan(choice, choice.inventory.phones, Target.SIM)
 
 

@@ -81,6 +81,12 @@ class ProductError(HarnessError):
     failure_class = FailureClass.PRODUCT
 
 
+class UnsupportedError(HarnessError):
+    """The phone's HTP generation cannot do it."""
+
+    failure_class = FailureClass.UNSUPPORTED
+
+
 class CrashError(HarnessError):
     """The phone's boot id changed during a run."""
 

@@ -33,10 +33,49 @@ class Lengths:
     Attributes:
         max_seq_len: the context: prompt plus output.
         prefill_ar_len: tokens that one prefill step takes; unused in kv mode.
+        ngram, window, gcap: N, W and G of lookahead decoding; unused in other modes.
     """
 
     max_seq_len: int = 128
     prefill_ar_len: int = 32
+    ngram: int = 5
+    window: int = 8
+    gcap: int = 8
+
+    @property
+    def lookahead_ar_len(self) -> int:
+        """Tokens that one decode step of lookahead takes; see `lookahead_ar_len`."""
+        return lookahead_ar_len(self.ngram, self.window, self.gcap)
+
+    def problem(self, mode: Mode) -> str:
+        """Why nothing can be compiled with these sizes in a mode, as upstream's llama.py checks it; else empty."""
+        if self.max_seq_len < 2:
+            return f"max_seq_len ({self.max_seq_len}) must be at least 2"
+        if mode is not Mode.KV and not 1 <= self.prefill_ar_len < self.max_seq_len:
+            return (
+                f"prefill_ar_len ({self.prefill_ar_len}) must be from 1 to max_seq_len ({self.max_seq_len}) − 1: "
+                "the cache holds max_seq_len − prefill_ar_len tokens"
+            )
+        if mode is Mode.LOOKAHEAD:
+            if self.ngram < 2 or self.window < 1 or self.gcap < 1:
+                return (
+                    f"ngram ({self.ngram}) must be at least 2, window ({self.window}) and gcap ({self.gcap}) at least 1"
+                )
+            if self.lookahead_ar_len >= self.max_seq_len:
+                return (
+                    f"ngram {self.ngram}, window {self.window} and gcap {self.gcap} make a step of "
+                    f"{self.lookahead_ar_len} tokens, which must be less than max_seq_len ({self.max_seq_len})"
+                )
+        return ""
+
+
+def lookahead_ar_len(ngram: int, window: int, gcap: int) -> int:
+    """(W + G) × (N − 1) rows of lookahead and verification branches, rounded up to a power of two.
+
+    As `process_model_args` of upstream's wrappers/base_component.py.
+    """
+    rows = (window + gcap) * (ngram - 1)
+    return 1 << max(rows - 1, 0).bit_length()
 
 
 class Params(Section):
@@ -123,22 +162,30 @@ class LengthsSection(Section):
 
     max_seq_len: int = Field(default=Lengths.max_seq_len, ge=2)
     prefill_ar_len: int = Field(default=Lengths.prefill_ar_len, ge=1)
+    ngram: int = Field(default=Lengths.ngram, ge=2)
+    window: int = Field(default=Lengths.window, ge=1)
+    gcap: int = Field(default=Lengths.gcap, ge=1)
 
     @model_validator(mode="after")
     def _prefill_fits(self) -> LengthsSection:
-        if self.prefill_ar_len >= self.max_seq_len:
-            raise ValueError(
-                f"prefill_ar_len ({self.prefill_ar_len}) must be less than max_seq_len ({self.max_seq_len}): "
-                "the cache holds max_seq_len − prefill_ar_len tokens"
-            )
+        if problem := self.value().problem(Mode.HYBRID):
+            raise ValueError(problem)
         return self
+
+    def value(self) -> Lengths:
+        """As the stages use it."""
+        return Lengths(self.max_seq_len, self.prefill_ar_len, self.ngram, self.window, self.gcap)
 
 
 class EvalSection(Section):
-    """`eval`: held-out text that perplexity is measured on, and how many of its tokens at most."""
+    """`eval`: held-out text that perplexity is measured on, and how many of its tokens at most.
+
+    `kv_tokens`: how many with the kv graph, which takes a step for each; all of them unless given.
+    """
 
     text: _Text
     tokens: _Count
+    kv_tokens: _Count | None = None
 
 
 class CalibrationSection(Section):
@@ -151,11 +198,12 @@ class CalibrationSection(Section):
 class Bounds(Section):
     """`bounds`: what a phone is held to.
 
-    The two perplexities: how much higher one may be, as a fraction of the one it is compared with. `phone_vs_qdq_rms`:
+    The perplexities: how much higher one may be, as a fraction of the one it is compared with. `phone_vs_qdq_rms`:
     root mean square of the difference between the phone's and QDQ's log-likelihood of a token, in nats.
     """
 
     phone_vs_qdq_ppl: float = Field(default=0.02, gt=0)
+    prefill_vs_kv_ppl: float = Field(default=0.01, gt=0)
     qdq_vs_fp_ppl: float = Field(default=0.10, gt=0)
     phone_vs_qdq_rms: float = Field(default=0.25, gt=0)
 

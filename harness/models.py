@@ -64,10 +64,11 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The held-out text file (absolute) and the number of its tokens to use at most."""
+    """The held-out text file (absolute), and how many of its tokens to use: in all, and with the kv graph."""
 
     text: Path
     tokens: int
+    kv_tokens: int
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,8 @@ def load_model(path: Path) -> ModelSpec:
             file.checkpoint.extra,
         ),
         tokenizer=Tokenizer(file.tokenizer.kind, _resolve(path, file.tokenizer.path) if file.tokenizer.path else None),
-        lengths=Lengths(file.lengths.max_seq_len, file.lengths.prefill_ar_len),
-        eval=Evaluation(_resolve(path, file.eval.text), file.eval.tokens),
+        lengths=file.lengths.value(),
+        eval=Evaluation(_resolve(path, file.eval.text), file.eval.tokens, file.eval.kv_tokens or file.eval.tokens),
         calibration=Calibration(_resolve(path, file.calibration.text), file.calibration.samples),
         **same,
     )
@@ -212,6 +213,8 @@ def _problems(document: Document[ModelFile], path: Path) -> list[Problem]:
     if file.max_new_tokens >= file.lengths.max_seq_len:
         limit = file.lengths.max_seq_len
         problems.append(Problem(("max_new_tokens",), f"must be less than lengths.max_seq_len, which is {limit}"))
+    if Mode.LOOKAHEAD in file.modes and (problem := file.lengths.value().problem(Mode.LOOKAHEAD)):
+        problems.append(Problem(("lengths",), problem))
     if file.shards > file.params.n_layers:
         problems.append(Problem(("shards",), f"is more than the {file.params.n_layers} layers there are"))
     repeated = sorted({mode.value for mode in file.modes if file.modes.count(mode) > 1})

@@ -17,9 +17,10 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from harness.conduct.live import Follower
-from harness.conduct.plan import DEFAULT_MODELS, Planned
+from harness.conduct.plan import DEFAULT_MODELS, LENGTH_OPTIONS, Planned, option
 from harness.conduct.session import FirstProcess, Options, Run, join_run
 from harness.errors import ConfigError, HarnessError
+from harness.evaluate.choice import EvalChoice
 from harness.paths import REPOSITORY
 from harness.results import OutcomeRecord, Status, load_run
 from harness.results.report import write_reports
@@ -44,6 +45,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
     group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
     group.addoption("--compile-only", action="store_true", help="stop after compiling")
+    for name, text in LENGTH_OPTIONS.items():
+        group.addoption(option(name), type=int, default=None, metavar="N", help=f"{text} (each model's own)")
+    group.addoption("--eval-tokens", type=int, metavar="N", help="tokens of the held-out text (each model's own)")
+    group.addoption("--eval-tasks", default="", help="lm-eval tasks, comma-separated, on FP, QDQ and phone")
+    group.addoption("--eval-limit", type=int, metavar="N", help="documents of each task at most (all)")
+    group.addoption("--eval-fewshot", type=int, metavar="K", help="examples before each document (the task's own)")
+    group.addoption("--eval-seed", type=int, default=EvalChoice.seed, metavar="S", help="of the few-shot examples")
+    group.addoption("--task-folder", type=Path, action="append", default=[], help="folder with lm-eval task YAMLs")
     group.addoption("--reports", type=Path, default=REPOSITORY / "reports", help="where runs are written (reports/)")
 
 
@@ -60,7 +69,22 @@ def _is_device(name: str, /, **_: str | int | bool | None) -> bool:
 def _options(config: pytest.Config) -> Options:
     get = config.getoption
     return Options(
-        get("rack"), get("models"), get("modes"), get("socs"), get("pte"), get("compile_only"), get("reports")
+        rack=get("rack"),
+        models=get("models"),
+        modes=get("modes"),
+        socs=get("socs"),
+        pte=get("pte"),
+        compile_only=get("compile_only"),
+        reports=get("reports"),
+        lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
+        evaluation=EvalChoice(
+            tokens=get("eval_tokens"),
+            tasks=tuple(name.strip() for name in get("eval_tasks").split(",") if name.strip()),
+            limit=get("eval_limit"),
+            fewshot=get("eval_fewshot"),
+            seed=get("eval_seed"),
+            task_folders=tuple(folder.absolute() for folder in get("task_folder")),
+        ),
     )
 
 

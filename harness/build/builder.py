@@ -23,7 +23,6 @@ from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
 from harness.errors import BuildError, ConfigError, EnvError
 from harness.matrix import Cell
-from harness.model_file import Mode
 from harness.paths import cache_root
 from harness.target import Target
 from harness.toolchain.environment import Toolchain
@@ -68,11 +67,11 @@ Progress = Callable[[str, Event], None]
 
 
 def groups(requests: Sequence[Request]) -> list[list[Request]]:
-    """Requests that share their first half: one model, recipe and lengths; kv goes with hybrid, lookahead alone."""
+    """Requests that share their first half: one model, recipe and lengths, whatever the modes and SoCs."""
     found: dict[tuple[object, ...], list[Request]] = {}
     for request in requests:
         cell = request.cell
-        key = (cell.model.name, cell.recipe, cell.lengths, cell.mode is Mode.LOOKAHEAD, request.artifact.reference)
+        key = (cell.model.name, cell.recipe, cell.lengths, request.artifact.reference)
         found.setdefault(key, []).append(request)
     return list(found.values())
 

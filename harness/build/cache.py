@@ -85,6 +85,8 @@ def locate(
     own = {"mode": str(mode), "soc": soc.name, "target": str(target)}
     if mode is not Mode.KV:
         own["prefill_ar_len"] = str(lengths.prefill_ar_len)
+    if mode is Mode.LOOKAHEAD:
+        own["lookahead"] = f"ngram {lengths.ngram}, window {lengths.window}, gcap {lengths.gcap}"
     everything = {**shared, **own}
     key = _hash(everything)
     root = cache_root()

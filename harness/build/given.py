@@ -16,6 +16,8 @@ from harness.build.cache import Artifact
 from harness.build.reference import FILE
 from harness.errors import ConfigError, HarnessError
 from harness.matrix import Cell
+from harness.model_file import Mode
+from harness.runtime.lookahead import Settings
 from harness.runtime.program import ProgramInfo, read_info
 from harness.target import Target
 
@@ -63,6 +65,11 @@ def misfits(cell: Cell, info: ProgramInfo, target: Target) -> list[str]:
     ]
     if info.prefill is not None:
         expected.append(("prefill AR", cell.lengths.prefill_ar_len, info.prefill.ar_len))
+    if cell.mode is Mode.LOOKAHEAD:
+        settings = Settings(cell.lengths.ngram, cell.lengths.window, cell.lengths.gcap)
+        expected.append(("lookahead step", settings.ar_len, info.kv.ar_len))
+        if info.lookahead is not None:
+            expected.append(("lookahead", str(settings), str(info.lookahead)))
     if info.delegate is not None:
         expected += [
             ("HTP architecture", cell.soc.arch, info.delegate.htp_arch),

@@ -1,39 +1,21 @@
 """What a build leaves beside its artifacts that no SoC changes: the reference the phone is judged by.
 
 A reference folder holds `reference.json` (this file's `Reference`), the tokenizer, and, where the model is small
-enough, `decode_qdq.pt2`: the calibration graph after convert_pt2e.
+enough, the calibration graph twice: `decode_fp.pt2` in float, and `decode_qdq.pt2` after convert_pt2e.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.text.heldout import HeldOut
 from harness.text.windows import Window
 
 FILE = "reference.json"
+FP_FILE = "decode_fp.pt2"
 QDQ_FILE = "decode_qdq.pt2"
-
-
-@dataclass(frozen=True)
-class Score:
-    """Natural-log likelihood of a text: its sum over `tokens`, and the words those tokens spell."""
-
-    log_likelihood: float
-    tokens: int
-    words: int
-
-    @property
-    def token_perplexity(self) -> float:
-        """exp(−Σ log-likelihood / Σ tokens)."""
-        return math.exp(-self.log_likelihood / self.tokens)
-
-    @property
-    def word_perplexity(self) -> float:
-        """exp(−Σ log-likelihood / Σ words), as in lm-eval."""
-        return math.exp(-self.log_likelihood / self.words)
 
 
 @dataclass(frozen=True)
@@ -42,19 +24,15 @@ class Reference:
 
     Attributes:
         context: tokens of the context.
-        windows: the scoring windows of the held-out text.
-        words: words that the scored tokens spell.
-        fp, qdq: the scores of the float model and of the QDQ graph.
-        qdq_each: log-likelihood of each scored token under QDQ, in the windows' order.
+        held_out: the held-out text that was scored.
+        fp_each, qdq_each: log-likelihood of each of its tokens under the float model and under QDQ, nats.
         tokenizer: file name of the tokenizer in the folder.
         logits_scale: one step of the quantised logits.
     """
 
     context: int
-    windows: tuple[Window, ...]
-    words: int
-    fp: Score
-    qdq: Score
+    held_out: HeldOut
+    fp_each: tuple[float, ...]
     qdq_each: tuple[float, ...]
     tokenizer: str
     logits_scale: float
@@ -67,13 +45,12 @@ class Reference:
 def load_reference(folder: Path) -> Reference:
     """Reads `reference.json` of a reference folder."""
     raw = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    windows = tuple(Window(tuple(w["inputs"]), tuple(w["targets"])) for w in raw["windows"])
+    text = raw["held_out"]
+    windows = tuple(Window(tuple(w["inputs"]), tuple(w["targets"])) for w in text["windows"])
     return Reference(
         raw["context"],
-        windows,
-        raw["words"],
-        Score(**raw["fp"]),
-        Score(**raw["qdq"]),
+        HeldOut(windows, text["words"]),
+        tuple(raw["fp_each"]),
         tuple(raw["qdq_each"]),
         raw["tokenizer"],
         raw["logits_scale"],

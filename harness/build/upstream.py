@@ -38,6 +38,7 @@ from executorch.examples.qualcomm.oss_scripts.llama.decoder_constants import (
     TEXT_DECODER,
     VISION_ENCODER,
 )
+from executorch.examples.qualcomm.oss_scripts.llama.wrappers.base_component import Mode as UpstreamMode
 from executorch.examples.qualcomm.oss_scripts.llama.wrappers.base_component import Request
 from executorch.examples.qualcomm.oss_scripts.llama.wrappers.llm_wrappers import HybridTextDecoder, TextDecoder
 from executorch.exir.capture._config import ExecutorchBackendConfig
@@ -70,9 +71,9 @@ def control_args(spec: ModelSpec, mode: Mode, lengths: Lengths, params: Path, ch
         max_seq_len=lengths.max_seq_len,
         max_context_len=lengths.max_seq_len,
         prefill_ar_len=lengths.prefill_ar_len,
-        ngram=5,
-        window=8,
-        gcap=8,
+        ngram=lengths.ngram,
+        window=lengths.window,
+        gcap=lengths.gcap,
         batch_size=1,
         qat=False,
         embedding_quantize=None,
@@ -86,12 +87,23 @@ def control_args(spec: ModelSpec, mode: Mode, lengths: Lengths, params: Path, ch
 
 
 def construct(spec: ModelSpec, args: argparse.Namespace) -> HybridTextDecoder:
-    """Upstream's three decoders (decode, prefill, calibration), weights loaded, still float."""
+    """Upstream's three decoders (decode, prefill, calibration), weights loaded, still float.
+
+    `args.model_mode` is kv, whose prefill decoder is empty, or hybrid; see `lookahead_decoder`.
+    """
     if spec.decoder not in SUPPORTED_LLM_MODELS:
         known = ", ".join(sorted(SUPPORTED_LLM_MODELS))
         raise ValueError(f"upstream knows no decoder {spec.decoder!r}; it knows {known}")
     disable_mkldnn_on_amd()
     return HybridTextDecoder(args, config_for(spec, SUPPORTED_LLM_MODELS[spec.decoder]))
+
+
+def lookahead_decoder(spec: ModelSpec, args: argparse.Namespace) -> TextDecoder:
+    """The decode graph of lookahead: upstream's, for several tokens a step; weights loaded, still float.
+
+    Upstream would make it with a prefill and a calibration graph of its own; they are those of hybrid.
+    """
+    return TextDecoder(args, config_for(spec, SUPPORTED_LLM_MODELS[spec.decoder]), UpstreamMode.DECODE)
 
 
 def full_logits(decoder: TextDecoder, tokens: list[int]) -> torch.Tensor:
@@ -108,21 +120,31 @@ def full_logits(decoder: TextDecoder, tokens: list[int]) -> torch.Tensor:
     return logits[0, : len(tokens)].float()
 
 
-def quantise(decoders: HybridTextDecoder, calibration: list[list[int]], context: int, soc: str) -> None:
-    """Quantises and calibrates the calibration graph, then gives its encodings to the decode graph.
+def quantise(
+    decoders: HybridTextDecoder,
+    calibration: list[list[int]],
+    context: int,
+    soc: str,
+    lookahead: TextDecoder | None = None,
+) -> None:
+    """Quantises and calibrates the calibration graph, then gives its encodings to the decode graphs.
 
     Args:
         calibration: token sequences, each at most `context` long.
         soc: upstream's quantiser wants one; without the SDK's op-info library it does not look at it.
+        lookahead: the decode graph of lookahead, where it is wanted too.
     """
     collate = LLMCalibCollator(decoders.calibration_prefill.attn_mask, context)
     loader = DataLoader(LLMDataset(calibration), batch_size=1, shuffle=False, collate_fn=collate)
     request = _request("quantize", calib_loader=loader, soc=soc)
     decoders.calibration_prefill.quantize(request)
-    decoders.decode.quantize(request)
-    decoders._encoding_override(decoders.calibration_prefill.decoder, decoders.decode.decoder, override_kv_cache=True)
-    decoders.decode._save_logits_quant_attrs()
-    decoders.decode._save_output_kv_cache_quant_attrs()
+    for decode in (decoders.decode, lookahead):
+        if decode is None:
+            continue
+        decode.quantize(request)
+        decoders._encoding_override(decoders.calibration_prefill.decoder, decode.decoder, override_kv_cache=True)
+        decode._save_logits_quant_attrs()
+        decode._save_output_kv_cache_quant_attrs()
 
 
 def quantise_prefill(decoders: HybridTextDecoder, soc: str) -> None:
@@ -142,8 +164,8 @@ def _request(name: str, calib_loader: DataLoader[Any] | None, soc: str) -> Reque
     )
 
 
-def save_qdq(decoders: HybridTextDecoder, path: Path) -> None:
-    """Saves the calibration graph after convert_pt2e: the reference of every comparison. As upstream does."""
+def save_reference(decoders: HybridTextDecoder, path: Path) -> None:
+    """Saves the calibration graph: the float model before `quantise`, QDQ (as upstream saves it) after it."""
     graph = decoders.calibration_prefill
     torch.export.save(torch.export.export(graph.decoder, graph.export_input, strict=True), str(path))
 

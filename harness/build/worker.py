@@ -2,7 +2,8 @@
 
 The shared half runs once: load, score the float model, quantise, score QDQ, export, decompose. Then the process
 forks one child an output (SoC × mode × target), which lowers from memory: nothing of the shared half is done or
-copied twice. kv needs the decode graph only, so its children start while the prefill graph is still prepared.
+copied twice. kv needs the decode graph only, so its children start while the prefill graph is still prepared. Hybrid
+shares that decode graph and lookahead the prefill graph.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from harness.build import upstream
 from harness.build.checkpoint import load_state_dict
 from harness.build.events import Event, emit, stage
 from harness.build.job import BuildJob, Output
-from harness.build.reference import FILE, QDQ_FILE, Reference
+from harness.build.reference import FILE, FP_FILE, QDQ_FILE, Reference
 from harness.build.score import prepare_text
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_model
 from harness.toolchain.mends import write_params
 
-# A QDQ module takes about 7 bytes a weight on disk: kept where that stays below a gigabyte or so.
-KEEP_QDQ_BELOW_WEIGHTS = 200_000_000
+# The two modules take about 11 bytes a weight on disk: kept where that stays below 2 GB or so.
+KEEP_MODULES_BELOW_WEIGHTS = 200_000_000
 _PR_SET_PDEATHSIG = 1
 
 
@@ -53,8 +54,12 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         checkpoint = scratch / "checkpoint.pt"
         torch.save(load_state_dict(spec), checkpoint)
         params = write_params(spec.params.model_args(), scratch)
-        mode = Mode.HYBRID if Mode.HYBRID in modes else next(iter(modes))
+        mode = Mode.KV if modes == {Mode.KV} else Mode.HYBRID
         decoders = upstream.construct(spec, upstream.control_args(spec, mode, job.lengths, params, checkpoint))
+        ahead = None
+        if Mode.LOOKAHEAD in modes:
+            args = upstream.control_args(spec, Mode.LOOKAHEAD, job.lengths, params, checkpoint)
+            ahead = upstream.lookahead_decoder(spec, args)
         text = prepare_text(spec, job.lengths.max_seq_len, scratch)
     soc = job.outputs[0].soc
 
@@ -62,39 +67,53 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         return upstream.full_logits(decoders.calibration_prefill, tokens)
 
     new_reference = not (job.reference / FILE).is_file()
+    keep = sum(p.numel() for p in decoders.decode.decoder.parameters()) < KEEP_MODULES_BELOW_WEIGHTS
+    folder = Path(tempfile.mkdtemp(prefix=".reference-", dir=job.reference.parent)) if new_reference else job.reference
     if new_reference:
         with stage("score FP", times):
-            fp, _ = text.score(logits)
+            fp = text.score(logits)
+            if keep:
+                upstream.save_reference(decoders, folder / FP_FILE)
     with stage("quantise", times):
-        upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc)
+        upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc, ahead)
     if new_reference:
         with stage("score QDQ", times):
-            qdq, each = text.score(logits)
+            qdq = text.score(logits)
             scale = decoders.decode.meta["get_logits_scale"]
-            reference = Reference(
-                job.lengths.max_seq_len, text.windows, text.words, fp, qdq, each, text.tokenizer_file.name, scale
-            )
-            folder = Path(tempfile.mkdtemp(prefix=".reference-", dir=job.reference.parent))
-            shutil.copy(text.tokenizer_file, folder / text.tokenizer_file.name)
-            if sum(p.numel() for p in decoders.decode.decoder.parameters()) < KEEP_QDQ_BELOW_WEIGHTS:
-                upstream.save_qdq(decoders, folder / QDQ_FILE)
+            tokenizer = text.tokenizer_file.name
+            reference = Reference(job.lengths.max_seq_len, text.held_out, fp, qdq, tokenizer, scale)
+            shutil.copy(text.tokenizer_file, folder / tokenizer)
+            if keep:
+                upstream.save_reference(decoders, folder / QDQ_FILE)
             (folder / FILE).write_text(reference.to_json(), encoding="utf-8")
             _publish(folder, job.reference)
-    if Mode.HYBRID in modes:
+    if mode is Mode.HYBRID:
         with stage("quantise prefill", times):
             upstream.quantise_prefill(decoders, soc)
     # Needed for the encodings only, and the largest graph.
     del decoders.calibration_prefill
     decode_name, prefill_name = upstream.graph_names()
     any_spec = upstream.compiler_spec(soc, job.outputs[0].target, spec.shards)
-    children = Children(job, spec, decoders.decode.meta, times)
-    with stage("export decode", times):
-        graphs = [upstream.to_edge(decoders.decode, decode_name, any_spec)]
-    children.start([output for output in job.outputs if output.mode is Mode.KV], graphs)
-    if Mode.HYBRID in modes:
+    children = Children(job, spec, times)
+
+    def wanted(mode: Mode) -> list[Output]:
+        return [output for output in job.outputs if output.mode is mode]
+
+    decode, prefill = [], []
+    if modes & {Mode.KV, Mode.HYBRID}:
+        with stage("export decode", times):
+            decode = [upstream.to_edge(decoders.decode, decode_name, any_spec)]
+        children.start(wanted(Mode.KV), decode, decoders.decode.meta)
+    if modes & {Mode.HYBRID, Mode.LOOKAHEAD}:
         with stage("export prefill", times):
-            graphs.append(upstream.to_edge(decoders.prefill, prefill_name, any_spec))
-        children.start([output for output in job.outputs if output.mode is Mode.HYBRID], graphs)
+            prefill = [upstream.to_edge(decoders.prefill, prefill_name, any_spec)]
+        children.start(wanted(Mode.HYBRID), decode + prefill, decoders.decode.meta)
+    if ahead is not None:
+        with stage("export lookahead", times):
+            graphs = [upstream.to_edge(ahead, decode_name, any_spec), *prefill]
+        # Constant methods of our own, for the runner to refuse other settings; upstream's runner does not read them.
+        ours = {f"get_{name}": getattr(job.lengths, name) for name in ("ngram", "window", "gcap")}
+        children.start(wanted(Mode.LOOKAHEAD), graphs, {**ahead.meta, **ours})
     return children.finish()
 
 
@@ -105,16 +124,22 @@ class Children:
     that finds no place when it is given waits for the next step's end.
     """
 
-    def __init__(self, job: BuildJob, spec: ModelSpec, metadata: dict[str, object], times: dict[str, float]) -> None:
-        self._job, self._spec, self._metadata, self._times = job, spec, metadata, times
+    def __init__(self, job: BuildJob, spec: ModelSpec, times: dict[str, float]) -> None:
+        self._job, self._spec, self._times = job, spec, times
         self._context = multiprocessing.get_context("fork")
-        self._waiting: list[tuple[Output, list[upstream.EdgeGraph], dict[str, float]]] = []
+        self._waiting: list[tuple[Output, list[upstream.EdgeGraph], dict[str, object], dict[str, float]]] = []
         self._running: list[multiprocessing.process.BaseProcess] = []
         self._failed = 0
 
-    def start(self, outputs: list[Output], graphs: list[upstream.EdgeGraph]) -> None:
-        """Takes outputs on and starts as many as there are places for; does not wait."""
-        self._waiting += [(output, list(graphs), dict(self._times)) for output in outputs]
+    def start(self, outputs: list[Output], graphs: list[upstream.EdgeGraph], metadata: dict[str, object]) -> None:
+        """Takes outputs on and starts as many as there are places for; does not wait.
+
+        Args:
+            outputs: what to lower the graphs for.
+            graphs: decode, or decode and prefill.
+            metadata: constant methods of the `.pte`.
+        """
+        self._waiting += [(output, list(graphs), dict(metadata), dict(self._times)) for output in outputs]
         self._pump()
 
     def finish(self) -> int:
@@ -134,8 +159,8 @@ class Children:
                     # Killed: it had no chance to say so itself.
                     emit(Event("failed", child.name, detail=f"killed by signal {-child.exitcode}"))
         while self._waiting and len(self._running) < self._job.parallel:
-            output, graphs, times = self._waiting.pop(0)
-            arguments = (output, graphs, self._job, self._spec, self._metadata, times)
+            output, graphs, metadata, times = self._waiting.pop(0)
+            arguments = (output, graphs, self._job, self._spec, metadata, times)
             child = self._context.Process(target=_lower_child, args=arguments, name=output.key)
             child.start()
             self._running.append(child)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.build.cache import Artifact, locate
+from harness.errors import ConfigError
 from harness.gates import Verdict, judge
 from harness.inventory import Inventory, Phone, load_inventory
 from harness.matrix import Cell, cells_for_rack, parse_modes, parse_socs
@@ -17,6 +18,14 @@ from harness.soc import Soc
 from harness.target import Target
 
 DEFAULT_MODELS = "tiny_llama"
+LENGTH_OPTIONS = {
+    "max_seq_len": "context: prompt and output, in tokens",
+    "prefill_ar_len": "tokens that a prefill step takes (AR-N)",
+    "ngram": "N of lookahead",
+    "window": "W of lookahead",
+    "gcap": "G of lookahead",
+}
+"""Fields of `Lengths` that the command line can change, and what they are."""
 _ORDER = {Mode.KV: 0, Mode.HYBRID: 1, Mode.LOOKAHEAD: 2}
 
 
@@ -39,20 +48,59 @@ class Planned:
     phones: tuple[str, ...]
 
 
-def read_choice(rack: Path, models: str, modes: str | None, socs: str | None, folder: Path = MODELS) -> Choice:
+def read_choice(
+    rack: Path,
+    models: str,
+    modes: str | None,
+    socs: str | None,
+    folder: Path = MODELS,
+    lengths: Mapping[str, int] | None = None,
+) -> Choice:
     """Reads the inventory and the models, and parses the selections.
+
+    Args:
+        rack: the inventory's file.
+        models, modes, socs: comma-separated.
+        folder: of the models' files.
+        lengths: fields of `Lengths` to use instead of each model's own.
 
     Raises:
         ConfigError: with file, key and line, or the option's name.
     """
     known = load_models(folder)
     names = [name.strip() for name in models.split(",") if name.strip()]
+    chosen = parse_modes(modes) if modes else None
     return Choice(
         load_inventory(rack),
-        select(known, names),
-        parse_modes(modes) if modes else None,
+        tuple(with_lengths(model, lengths or {}, chosen or model.modes) for model in select(known, names)),
+        chosen,
         parse_socs(socs) if socs else None,
     )
+
+
+def option(name: str) -> str:
+    """`max_seq_len` → `--max-seq-len`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def with_lengths(model: ModelSpec, changes: Mapping[str, int], modes: Sequence[Mode]) -> ModelSpec:
+    """The model with other sizes compiled in.
+
+    Raises:
+        ConfigError: they fit neither each other nor the model.
+    """
+    if not changes:
+        return model
+    lengths = replace(model.lengths, **changes)
+    options = ", ".join(f"{option(name)} {value}" for name, value in changes.items())
+    for mode in modes:
+        if problem := lengths.problem(mode):
+            raise ConfigError(problem, where=f"{options}: {model.name} in {mode} mode", remedy="choose other sizes")
+    if model.max_new_tokens >= lengths.max_seq_len:
+        raise ConfigError(
+            f"the model's max_new_tokens ({model.max_new_tokens}) must be less than max_seq_len", where=options
+        )
+    return replace(model, lengths=lengths)
 
 
 def plan(choice: Choice, phones: Iterable[Phone], target: Target) -> tuple[Planned, ...]:

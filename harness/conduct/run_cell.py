@@ -6,8 +6,9 @@ import time
 from collections.abc import Sequence
 
 from harness.build.cache import Artifact
-from harness.conduct.attempt import Attempt, Bench, run_attempt
+from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.retry import again, verdict_class
+from harness.conduct.run_attempt import run_attempt
 from harness.errors import FailureClass, InfraError
 from harness.farm.failures import classify_exception
 from harness.farm.identity import AttachedPhone

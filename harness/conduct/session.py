@@ -6,23 +6,22 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from harness import __version__
 from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
 from harness.build.given import given_artifacts
-from harness.build.reference import Reference
-from harness.conduct.attempt import Bench, Reply
+from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, wait_for_artifact
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
 from harness.conduct.run_cell import run_cell
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
-from harness.evaluate.text import TextReport, check_text
+from harness.evaluate.choice import EvalChoice
+from harness.evaluate.host import Host
 from harness.farm.identity import AttachedPhone, survey
 from harness.inventory import Phone
 from harness.matrix import Cell
@@ -36,7 +35,12 @@ from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
 
 @dataclass(frozen=True)
 class Options:
-    """What a run was asked for; all strings as given on the command line."""
+    """What a run was asked for; all strings as given on the command line.
+
+    Attributes:
+        lengths: fields of `Lengths` that replace each model's own.
+        evaluation: the `--eval-…` options.
+    """
 
     rack: Path
     models: str
@@ -45,6 +49,12 @@ class Options:
     pte: Path | None
     compile_only: bool
     reports: Path
+    lengths: dict[str, int] = field(default_factory=dict)
+    evaluation: EvalChoice = field(default_factory=EvalChoice)
+
+    def choice(self) -> Choice:
+        """The selections, read and checked."""
+        return read_choice(self.rack, self.models, self.modes, self.socs, lengths=self.lengths)
 
 
 class Run:
@@ -65,7 +75,7 @@ class Run:
             else artifacts(self.planned, self.target, self.fingerprint)
         )
         self._attached: tuple[AttachedPhone, ...] | None = None
-        self._references: dict[Path, Any] = {}
+        self._host = Host()
 
     def planned_cells(self) -> list[Cell]:
         """The cells that run."""
@@ -122,27 +132,33 @@ class Run:
             for phone, error in found.refused:
                 self.live.say(phone.name, f"not used: {error.what}")
         return Bench(
-            self.folder.name, self.folder, self._attached, self.writer.append, self.live.say, self.target, self._check
+            run_id=self.folder.name,
+            folder=self.folder,
+            phones=self._attached,
+            record=self.writer.append,
+            say=self.live.say,
+            target=self.target,
+            evaluation=self.options.evaluation,
+            host=self._host,
         )
 
-    def _check(self, qdq: Path, reference: Reference, replies: Sequence[Reply], noise: float) -> tuple[TextReport, ...]:
-        # Here and not at the top: it loads torch, which planning does without.
-        from harness.runtime.reference import QdqReference
 
-        if qdq not in self._references:
-            import torch
+def check_evaluation(choice: EvalChoice) -> None:
+    """Refuses tasks that are unknown or have no data, before anything runs.
 
-            torch.set_num_threads(1)
-            self._references = {qdq: QdqReference(qdq)}
-        return tuple(
-            check_text(self._references[qdq], prompt, tokens, reference.logits_scale, noise)
-            for prompt, tokens in replies
-        )
+    Raises:
+        ConfigError: names the task.
+    """
+    if choice.tasks:
+        # Here and not at the top: it loads lm-eval, which takes seconds and most runs do without.
+        from harness.text.lm_tasks import load_tasks
+
+        load_tasks(choice.tasks, choice.task_folders)
 
 
 def join_run(options: Options, folder: Path) -> Run:
     """A further process of a run: the same plan, from the same files and what the first process found out."""
-    choice = read_choice(options.rack, options.models, options.modes, options.socs)
+    choice = options.choice()
     socs = json.loads((folder / "phones.json").read_text(encoding="utf-8"))
     phones = [replace(p, soc=find_soc(socs[p.name])) for p in choice.inventory.phones if socs.get(p.name)]
     return Run(options, folder, choice, phones)
@@ -156,7 +172,8 @@ class FirstProcess:
         Args:
             dry: only plan (`--collect-only`): no rack is started, no phone asked, nothing recorded.
         """
-        choice = read_choice(options.rack, options.models, options.modes, options.socs)
+        choice = options.choice()
+        check_evaluation(options.evaluation)
         self._rack: RackUse | None = None
         self._builds: BuildService | None = None
         if dry:

@@ -5,53 +5,60 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from harness.build.reference import Reference
+from harness.evaluate.grounds import GroundScore, noise, ratio
 from harness.evaluate.text import TextReport, describe
 from harness.model_file import Bounds
-from harness.results.records import CheckRecord, PerplexityRecord
+from harness.results.records import CheckRecord
 
 
 def perplexity_checks(
-    cell: str, reference: Reference, phone: PerplexityRecord, bounds: Bounds
+    cell: str, fp: GroundScore, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds
 ) -> tuple[CheckRecord, ...]:
-    """The phone's perplexity against QDQ's (both ways: a phone that beats its own reference is as suspect), and QDQ's
-    against the float model's (one way: quantisation may help by chance).
+    """Each graph's perplexity against QDQ's (both ways: a phone that beats its own reference is as suspect), the
+    prefill graph's against the kv graph's, and QDQ's against the float model's (one way: quantisation may help by
+    chance). Each over the tokens that both sides scored.
     """
-    phone_ratio = math.exp((phone.nll_sum + reference.qdq.log_likelihood) / phone.tokens) - 1
-    qdq_ratio = math.exp((reference.fp.log_likelihood - reference.qdq.log_likelihood) / reference.qdq.tokens) - 1
-    same = phone.tokens == reference.qdq.tokens
-    return (
-        CheckRecord(
-            cell,
-            "phone_vs_qdq_ppl",
-            same and abs(phone_ratio) <= bounds.phone_vs_qdq_ppl,
-            phone_ratio,
-            bounds.phone_vs_qdq_ppl,
-            f"token perplexity of the phone's {phone.graph} graph {phone.token_ppl:.3f}, "
-            f"QDQ's {reference.qdq.token_perplexity:.3f}: {phone_ratio:+.2%} (bound ±{bounds.phone_vs_qdq_ppl:.0%}, "
-            f"{phone.tokens} tokens)",
-        ),
-        CheckRecord(
-            cell,
-            "qdq_vs_fp_ppl",
-            qdq_ratio <= bounds.qdq_vs_fp_ppl,
-            qdq_ratio,
-            bounds.qdq_vs_fp_ppl,
-            f"token perplexity of QDQ {reference.qdq.token_perplexity:.3f}, of the float model "
-            f"{reference.fp.token_perplexity:.3f}: {qdq_ratio:+.2%} (bound {bounds.qdq_vs_fp_ppl:.0%})",
-        ),
+    checks = [_phone_check(cell, qdq, phone, bounds)]
+    graphs = {score.graph: score for score in phone}
+    if "kv" in graphs and "prefill" in graphs:
+        checks.append(_graphs_check(cell, graphs["prefill"], graphs["kv"], bounds))
+    loss = ratio(qdq.each, fp.each)
+    text = (
+        f"token perplexity of QDQ {qdq.token_ppl:.3f}, of the float model {fp.token_ppl:.3f}: {loss:+.2%} "
+        f"(bound {bounds.qdq_vs_fp_ppl:.0%})"
     )
+    passed = loss <= bounds.qdq_vs_fp_ppl and len(fp.each) == len(qdq.each)
+    return (*checks, CheckRecord(cell, "qdq_vs_fp_ppl", passed, loss, bounds.qdq_vs_fp_ppl, text))
 
 
-def noise(reference: Reference, phone_each: Sequence[float]) -> float:
-    """RMS of the difference between the phone's and QDQ's log-likelihood of a token, nats; inf if unpaired.
+def _phone_check(cell: str, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds) -> CheckRecord:
+    bound = bounds.phone_vs_qdq_ppl
+    found = [(score, ratio(score.each, qdq.each)) for score in phone]
+    passed = bool(found) and all(abs(value) <= bound and score.each for score, value in found)
+    parts = [
+        f"the phone's {score.graph} graph {score.token_ppl:.3f}: {value:+.2%} over {len(score.each)} tokens"
+        for score, value in found
+    ]
+    text = f"token perplexity of QDQ {qdq.token_ppl:.3f}, of {'; of '.join(parts)} (bound ±{bound:.0%})"
+    worst = max((value for _, value in found), key=abs, default=math.inf)
+    return CheckRecord(cell, "phone_vs_qdq_ppl", passed, worst, bound, text)
+
+
+def _graphs_check(cell: str, prefill: GroundScore, kv: GroundScore, bounds: Bounds) -> CheckRecord:
+    value = ratio(prefill.each, kv.each)
+    count = min(len(prefill.each), len(kv.each))
+    text = f"the prefill graph's perplexity is {value:+.2%} from the kv graph's over {count} tokens"
+    text += f" (bound ±{bounds.prefill_vs_kv_ppl:.0%})"
+    passed = abs(value) <= bounds.prefill_vs_kv_ppl
+    return CheckRecord(cell, "prefill_vs_kv_ppl", passed, value, bounds.prefill_vs_kv_ppl, text)
+
+
+def worst_noise(qdq: GroundScore, phone: Sequence[GroundScore]) -> float:
+    """RMS of the difference between a graph's and QDQ's log-likelihood of a token, nats; the noisiest graph's.
 
     This is what the HTP's integer arithmetic does to a logit in this model, measured where both saw the same text.
     """
-    if len(phone_each) != len(reference.qdq_each) or not phone_each:
-        return math.inf
-    squares = [(a - b) ** 2 for a, b in zip(phone_each, reference.qdq_each, strict=True)]
-    return math.sqrt(math.fsum(squares) / len(squares))
+    return max((noise(score.each, qdq.each) for score in phone), default=math.inf)
 
 
 def noise_check(cell: str, rms: float, bounds: Bounds) -> CheckRecord:

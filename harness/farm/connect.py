@@ -22,15 +22,12 @@ import adbutils
 
 from harness.adb_program import adb_path
 from harness.errors import InfraError
+from harness.farm.shell import MAX_OUTPUT, AdbFailure, AdbTimeout, ShellStream, decoded
 
 QUERY_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 MAX_COMMAND = 0xFFFF - 64  # the adb server's requests carry their length in four hexadecimal digits
-MAX_OUTPUT = 32 * 1024 * 1024
 _SLOWEST_BYTES_PER_SECOND = 2_000_000  # USB 2 with a poor cable; decides how long a push may take
-
-# Packet kinds of adb's shell protocol v2 (platform/packages/modules/adb, shell_protocol.h).
-_STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = 1, 2, 3, 4
 
 _STATE_REMEDY = {
     "": "plug it in, check the cable and `adb devices`",
@@ -42,46 +39,6 @@ _STATE_REMEDY = {
     "bootloader": "reboot it into Android",
     "no permissions": "give this user access to the USB device (udev rules)",
 }
-
-
-class AdbFailure(InfraError):  # noqa: N818 - what Mobly's AdbError is; "AdbError" is adbutils' own
-    """An adb call that did not do what it should, with all that is known of it.
-
-    Attributes:
-        serial: the phone.
-        command: what was asked for.
-        exit_status: of the command or of the adb program; None if it did not end.
-        stdout: what it said until then.
-        stderr: likewise.
-    """
-
-    def __init__(
-        self,
-        what: str,
-        *,
-        serial: str,
-        command: str,
-        exit_status: int | None = None,
-        stdout: str = "",
-        stderr: str = "",
-        remedy: str = "",
-    ) -> None:
-        self.serial = serial
-        self.command = command
-        self.exit_status = exit_status
-        self.stdout = stdout
-        self.stderr = stderr
-        status = "" if exit_status is None else f"exit status {exit_status}"
-        said = "\n".join(part for part in (status, stderr[-2000:].strip(), stdout[-2000:].strip()) if part)
-        super().__init__(what, where=f"{serial}: {_shortened(command)}", remedy=remedy, evidence=said)
-
-
-class AdbTimeout(AdbFailure):
-    """It took longer than its limit. The command may still run on the phone."""
-
-
-class AdbLost(AdbFailure):
-    """The connection ended before the command did: cable, reboot, or adb server."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +146,23 @@ class PhoneLink:
         """
         line = command_line(command, env)
         started = time.monotonic()
+        deadline = started + timeout_s
+        with self.open_shell(line, timeout_s=timeout_s) as stream:
+            stream.close_stdin(deadline)
+            status = stream.wait(deadline)
+            return ShellResult(status, decoded(stream.stdout), decoded(stream.stderr), time.monotonic() - started)
+
+    def open_shell(self, line: str, *, timeout_s: float = QUERY_SECONDS, limit: int = MAX_OUTPUT) -> ShellStream:
+        """Starts a command on the phone and leaves its stdin open. The caller closes the stream.
+
+        Args:
+            line: for the phone's `sh`; data in it quoted.
+            timeout_s: for starting it, in seconds; QUERY_SECONDS at most.
+            limit: see `ShellStream`.
+
+        Raises:
+            AdbFailure: it could not be started.
+        """
         if len(line.encode()) > MAX_COMMAND:
             raise AdbFailure(f"a command of more than {MAX_COMMAND} bytes", serial=self.serial, command=line)
         client = self.server.client()
@@ -196,37 +170,14 @@ class PhoneLink:
             connection = client.device(self.serial).open_transport(timeout=min(QUERY_SECONDS, timeout_s))
         except (adbutils.AdbError, OSError) as error:
             self._fail_to_start(line, error)
-        out, err = bytearray(), bytearray()
         try:
             request = f"shell,v2,raw:{line}".encode()
             connection.conn.sendall(f"{len(request):04x}".encode() + request)
             connection.check_okay()
-            connection.conn.sendall(bytes([_CLOSE_STDIN, 0, 0, 0, 0]))
         except (adbutils.AdbError, OSError) as error:
             connection.close()
             self._fail_to_start(line, error)
-        try:
-            status = _read_packets(connection.conn, started + timeout_s, out, err)
-        except TimeoutError:
-            raise AdbTimeout(
-                f"the command did not end within {timeout_s:g} s",
-                serial=self.serial,
-                command=line,
-                stdout=_text(out),
-                stderr=_text(err),
-            ) from None
-        except OSError as error:
-            raise AdbLost(
-                f"the phone's connection was lost ({error})",
-                serial=self.serial,
-                command=line,
-                stdout=_text(out),
-                stderr=_text(err),
-                remedy="see whether the phone rebooted, and check its cable",
-            ) from None
-        finally:
-            connection.close()
-        return ShellResult(status, _text(out), _text(err), time.monotonic() - started)
+        return ShellStream(connection, self.serial, line, limit=limit)
 
     def must(
         self,
@@ -293,8 +244,8 @@ class PhoneLink:
                 f"adb did not end within {timeout_s:g} s",
                 serial=self.serial,
                 command=line,
-                stdout=_text(error.stdout or b""),
-                stderr=_text(error.stderr or b""),
+                stdout=decoded(error.stdout or b""),
+                stderr=decoded(error.stderr or b""),
             ) from None
         except OSError as error:
             raise AdbFailure(f"adb does not start: {error}", serial=self.serial, command=line) from error
@@ -304,8 +255,8 @@ class PhoneLink:
                 serial=self.serial,
                 command=line,
                 exit_status=done.returncode,
-                stdout=_text(done.stdout),
-                stderr=_text(done.stderr),
+                stdout=decoded(done.stdout),
+                stderr=decoded(done.stderr),
             )
 
 
@@ -324,32 +275,3 @@ def command_line(command: Sequence[str] | str, env: Mapping[str, str] | None = N
             raise ValueError(f"{name!r} cannot name a variable")
         line = f"export {name}={shlex.quote(value)}; {line}"
     return line
-
-
-def _read_packets(conn: socket.socket, deadline: float, out: bytearray, err: bytearray) -> int:
-    """Reads the shell protocol up to the exit status. Raises TimeoutError at the deadline, OSError at an early end."""
-    pending = bytearray()
-    while True:
-        while len(pending) >= 5 and len(pending) >= 5 + (size := int.from_bytes(pending[1:5], "little")):
-            kind, payload = pending[0], bytes(pending[5 : 5 + size])
-            del pending[: 5 + size]
-            if kind == _EXIT:
-                return payload[0] if payload else 255
-            if (sink := {_STDOUT: out, _STDERR: err}.get(kind)) is not None:
-                sink += payload[: MAX_OUTPUT - len(sink)]
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        conn.settimeout(left)
-        piece = conn.recv(65536)
-        if not piece:
-            raise ConnectionError("it ended without an exit status")
-        pending += piece
-
-
-def _text(data: bytes | bytearray) -> str:
-    return bytes(data).decode("utf-8", errors="replace")
-
-
-def _shortened(command: str, limit: int = 300) -> str:
-    return command if len(command) <= limit else f"{command[:limit]}…"

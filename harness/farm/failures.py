@@ -7,7 +7,17 @@ import signal
 import subprocess
 from dataclasses import dataclass
 
-from harness.errors import FailureClass, HarnessError
+from harness.errors import (
+    BuildError,
+    ConfigError,
+    CrashError,
+    EnvError,
+    FailureClass,
+    HarnessError,
+    InfraError,
+    ProductError,
+    UnsupportedError,
+)
 from harness.farm.session import SessionResult
 from harness.farm.signatures import find_signature
 
@@ -38,21 +48,55 @@ def classify(result: SessionResult) -> Failure | None:
 
     The status alone proves nothing: qnn_llama_runner exits 0 when generation failed.
     """
+    evidence = last_lines(f"{result.stdout}\n{result.stderr}")
     if result.boot_id_after != result.boot_id_before:
-        return Failure(
-            FailureClass.CRASH,
-            "the phone rebooted during the session",
-            "see the phone's /sys/fs/pstore and `adb logcat -L` for why",
-            _tail(result),
-        )
+        return rebooted(evidence)
     if (reason := _reason(result)) is None:
         return None
-    if match := find_signature(f"{result.stderr}\n{result.stdout}"):
+    return explain(reason, f"{result.stderr}\n{result.stdout}", evidence)
+
+
+def rebooted(evidence: str) -> Failure:
+    """The phone's boot id changed while a runner ran."""
+    return Failure(
+        FailureClass.CRASH,
+        "the phone rebooted during the session",
+        "see the phone's /sys/fs/pstore and `adb logcat -L` for why",
+        evidence,
+    )
+
+
+def explain(reason: str, said: str, evidence: str) -> Failure:
+    """Why a runner ended that should not have: a known failure if `said`, its output, shows one, else PRODUCT.
+
+    Args:
+        reason: how it ended, in one clause.
+        said: where to look for known failures.
+        evidence: what to show if there is none.
+    """
+    if match := find_signature(said):
         known, line = match
         return Failure(
             known.failure_class, f"{known.meaning} ({reason}; see {known.source})", known.remedy, line, known.name
         )
-    return Failure(FailureClass.PRODUCT, reason, "", _tail(result))
+    return Failure(FailureClass.PRODUCT, reason, "", evidence)
+
+
+def error_of(failure: Failure, where: str) -> HarnessError:
+    """The failure as an exception of its class, for callers that have no result to return."""
+    kinds = (BuildError, ConfigError, CrashError, EnvError, InfraError, ProductError, UnsupportedError)
+    kind = next((kind for kind in kinds if kind.failure_class is failure.failure_class), ProductError)
+    return kind(failure.reason, where=where, remedy=failure.remedy, evidence=failure.evidence)
+
+
+def ended_with(status: int | None) -> str:
+    """A runner's exit status in words, with what a shell's convention makes of it."""
+    return f"the runner ended with {_status(status)}"
+
+
+def last_lines(said: str) -> str:
+    """The end of an output, for evidence."""
+    return "\n".join(said.splitlines()[-EVIDENCE_LINES:])
 
 
 def classify_exception(error: BaseException) -> Failure:
@@ -75,7 +119,7 @@ def _reason(result: SessionResult) -> str | None:
     if result.timed_out:
         return f"the runner was still running after {result.seconds:.0f} s and was ended"
     if result.exit_status != 0:
-        return f"the runner ended with {_status(result.exit_status)}"
+        return ended_with(result.exit_status)
     if result.observer is None:
         return "the runner exited with 0 but printed no PyTorchObserver record"
     if result.missing:
@@ -100,8 +144,3 @@ def _status(status: int | None) -> str:
     if status == 127:
         said = "the program or its interpreter was not found"
     return f"status {status} ({said})" if said else f"status {status}"
-
-
-def _tail(result: SessionResult) -> str:
-    lines = [*result.stdout.splitlines(), *result.stderr.splitlines()]
-    return "\n".join(lines[-EVIDENCE_LINES:])

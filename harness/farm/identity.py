@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.errors import ConfigError, HarnessError, InfraError
-from harness.farm.connect import AdbFailure, AdbServer, PhoneLink
+from harness.farm.connect import AdbServer, PhoneLink
+from harness.farm.shell import AdbFailure
 from harness.inventory import Inventory, Phone
 from harness.soc import Soc, recognise
 

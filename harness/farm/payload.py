@@ -10,12 +10,11 @@ from pathlib import Path
 from harness.errors import ConfigError
 from harness.files import write_atomically
 from harness.paths import cache_root
+from harness.rack.image import LAUNCHER
 from harness.soc import Soc
 
 RUNNER = "qnn_llama_runner"
 
-# On a virtual phone the harness's own runner stands in for qnn_llama_runner. /bin/sh exists there and on Android.
-_LAUNCHER = '#!/bin/sh\nexec "${HTPFARM_PHONE_ROOT:-}/system/bin/htpfarm-runner" "$@"\n'
 _NAME = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*")
 
 
@@ -62,9 +61,9 @@ def sim_payload(pte: Path, tokenizer: Path, *, folder: Path | None = None) -> Pa
         ConfigError: a file is missing.
     """
     place = (folder or cache_root() / "payload") / RUNNER
-    if not place.is_file() or place.read_text() != _LAUNCHER:
+    if not place.is_file() or place.read_text() != LAUNCHER:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, _LAUNCHER)
+        write_atomically(place, LAUNCHER)
     return _payload([PayloadFile(place, RUNNER, executable=True)], pte, tokenizer)
 
 

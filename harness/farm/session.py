@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from harness.errors import ConfigError, InfraError
-from harness.farm.connect import AdbLost, AdbTimeout, PhoneLink, ShellResult
+from harness.farm.connect import PhoneLink, ShellResult
 from harness.farm.deploy import DeployReport
 from harness.farm.identity import boot_id
 from harness.farm.observer import Observer, parse_observers
 from harness.farm.payload import PayloadFile
 from harness.farm.recover import end_session
+from harness.farm.shell import AdbLost, AdbTimeout
 from harness.farm.workspace import RECORD_PID, RUN
 
 RETURN_SECONDS = 180.0
@@ -130,19 +131,16 @@ def run_session(
     Raises:
         InfraError: the phone does not answer or does not come back, or its connection was lost without a reboot.
     """
-    if spec.runner not in deployed.store:
-        raise ConfigError(f"{spec.runner} is not among the deployed files", remedy="deploy the payload first")
     command = session_command(spec)
     folder = session_folder(spec)
     before = boot_id(link)
-    end_session(link, folder)  # a session of the same name cannot leave its outputs to this one
     over = False
     try:
-        _prepare(link, folder, deployed, spec.inputs)
+        prepare_folder(link, deployed, spec)
         started = time.monotonic()
         ran = _run(link, command, spec.timeout_s)
         seconds = time.monotonic() - started
-        after = _boot_id_when_back(link, return_s)
+        after = boot_id_when_back(link, return_s)
         if isinstance(ran, AdbLost) and after == before:
             raise ran
         files = _fetch(link, folder, spec.outputs, into)
@@ -169,11 +167,21 @@ def run_session(
     )
 
 
-def _prepare(link: PhoneLink, folder: str, deployed: DeployReport, inputs: Sequence[PayloadFile]) -> None:
+def prepare_folder(link: PhoneLink, deployed: DeployReport, spec: SessionSpec) -> None:
+    """Makes the session's folder, with the deployed files and the session's inputs in it and nothing else.
+
+    Raises:
+        ConfigError: the runner is not among the deployed files.
+        InfraError: the phone does not answer, or an input does not arrive.
+    """
+    if spec.runner not in deployed.store:
+        raise ConfigError(f"{spec.runner} is not among the deployed files", remedy="deploy the payload first")
+    folder = session_folder(spec)
+    end_session(link, folder)  # a session of the same name cannot leave its outputs to this one
     # Links and not copies; symbolic, since Android forbids its shell to make hard ones.
     links = "".join(f" && ln -s {shlex.join([path, f'{folder}/{name}'])}" for name, path in deployed.store.items())
     link.must(f"mkdir -p {shlex.quote(folder)}{links}")
-    for file in inputs:
+    for file in spec.inputs:
         link.push(file.path, f"{folder}/{file.name}")
 
 
@@ -184,8 +192,12 @@ def _run(link: PhoneLink, command: str, timeout_s: float) -> ShellResult | AdbTi
         return error
 
 
-def _boot_id_when_back(link: PhoneLink, return_s: float) -> str:
-    """The boot id, after waiting for a phone that reboots: a runner may end just before adb is lost."""
+def boot_id_when_back(link: PhoneLink, return_s: float) -> str:
+    """The boot id, after waiting for a phone that reboots: a runner may end just before adb is lost.
+
+    Raises:
+        InfraError: it does not answer within `return_s` seconds.
+    """
     deadline = time.monotonic() + return_s
     while True:
         try:

@@ -1,16 +1,23 @@
-"""What `htpfarm rack up|down|status` does; the command line itself is wired elsewhere."""
+"""What `htpfarm rack up|down|status|build-dir` does; the command line itself is wired elsewhere."""
 
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import ConfigError, InfraError
+from harness.model_file import Mode
+from harness.paths import MODELS, REPOSITORY
 from harness.rack import manage
 from harness.rack.record import RackState
+from harness.soc import PHONE_KINDS, SOCS
 
 
 def cmd_status(*, state_dir: Path | None = None) -> RackState | None:
@@ -43,3 +50,73 @@ def print_state(state: RackState | None, console: Console) -> None:
 def print_down(ended: bool, console: Console) -> None:
     """What `down` did, in one line."""
     console.print("the rack is down" if ended else "no rack was running")
+
+
+def cmd_build_dir(folder: Path | None, *, state_dir: Path | None = None) -> dict[str, Any]:
+    """Writes what ExecuTorch's llama.py needs to drive the running rack, with the tiny model's compiled programs.
+
+    Returns:
+        `environment` (the variables to export), `directory` (where to run) and `command` (an example; None while no
+        hybrid is compiled for the rack's phones).
+
+    Raises:
+        ConfigError: no folder is given, or it cannot be written.
+        InfraError: no rack runs.
+    """
+    from harness.build.cache import locate
+    from harness.matrix import cells
+    from harness.models import load_models
+    from harness.rack import build_dir
+    from harness.target import Target
+    from harness.toolchain.environment import find_toolchain, fingerprint
+
+    if folder is None:
+        raise ConfigError("no folder is given", where="rack build-dir", remedy="htpfarm rack build-dir DIR")
+    state = manage.status(state_dir)
+    if state is None:
+        raise InfraError("no rack is running: its adb server's port is not known", remedy="htpfarm rack up")
+    toolchain = find_toolchain()
+    known = fingerprint(toolchain)
+    model = load_models(MODELS)["tiny_llama"]
+    chipsets = {phone.serial: PHONE_KINDS[phone.kind].soc for phone in state.phones}
+    wanted = cells([model], None, [SOCS[name] for name in chipsets.values() if name in SOCS])
+    located = {
+        (cell.soc.name, cell.mode): locate(model, cell.mode, cell.soc, Target.SIM, cell.lengths, known)
+        for cell in wanted
+    }
+    ready = {key: artifact for key, artifact in located.items() if artifact.ready}
+    made = build_dir.write_build_dir(folder, toolchain)
+    files = build_dir.write_model(made, model, ready)
+    example = None
+    for serial, soc in chipsets.items():
+        if example is None and (soc, Mode.HYBRID) in ready:
+            example = build_dir.command(
+                *(made, toolchain, files),
+                serial=serial,
+                soc=soc,
+                mode=Mode.HYBRID,
+                methods=(build_dir.PROMPT_EVAL, build_dir.SQNR_EVAL, build_dir.TASKS_EVAL),
+                prompt=model.prompts[0],
+                more=("--eval_tasks", str(REPOSITORY / "tasks" / "htpfarm_text.yaml")),
+            )
+    return {
+        "environment": build_dir.exports(made, toolchain, state),
+        "directory": str(made.run),
+        "command": example,
+    }
+
+
+def print_build_dir(report: Mapping[str, Any]) -> None:
+    """For a shell's `eval`: exports, then the example as a comment."""
+    print_exports(report["environment"])
+    if report["command"]:
+        print(f"# then, for example: cd {shlex.quote(report['directory'])} && {shlex.join(report['command'])}")
+    else:
+        print("# nothing is compiled for these phones yet: htpfarm compile, then this once more")
+
+
+def print_exports(variables: Mapping[str, str]) -> None:
+    """`export` lines; what ends in PATH goes in front of what is there."""
+    for key, value in variables.items():
+        inherited = f"${{{key}:+:${key}}}" if key.endswith("PATH") else ""
+        print(f"export {key}={shlex.quote(value)}{inherited}")

@@ -23,6 +23,8 @@ from harness.rack.state import STATE, PhoneState, write_state
 
 SCRIPTS = Path(__file__).resolve().parent / "bin"
 RUNNER = "/system/bin/htpfarm-runner"
+LAUNCHER = f'#!/bin/sh\nexec "${{HTPFARM_PHONE_ROOT:-}}{RUNNER}" "$@"\n'
+"""Sent to a virtual phone in place of qnn_llama_runner, becomes the harness's own runner there."""
 CONTROL = "dev/htpfarm-control"
 PROPERTIES = "dev/__properties__"
 BOOT_ID = "proc/sys/kernel/random/boot_id"

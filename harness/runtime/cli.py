@@ -5,17 +5,19 @@ lines on standard error, and exit statuses where a driver looks at them: 1 for a
 runner fails an ET_CHECK. Deliberate differences:
 
 - What the runner does wrong in silence is refused with status 2: no prompt, or prompts in a spelling it does not
-  collect (`--prompt=TEXT`); a lookahead .pte in eval_mode 0 or 1; a backend that fails during generation.
+  collect (`--prompt=TEXT`); a lookahead .pte in eval_mode 0 or 1, or another in 2; lookahead settings that are not the
+  .pte's; a backend that fails during generation.
 - A load failure aborts with a tokenised prompt too (the runner exits 0).
 - An empty prompt aborts with every template, not only with those that add nothing to it.
 - A temperature is applied to dequantised logits, with `--x_seed` (the runner: to raw integers, seeded by the clock).
 - A stop token ends generation as the first token too. `<0xE2>` and the like are written as bytes.
 - A prompt longer than context − AR, but shorter than the context, runs; the runner aborts. A warning says so.
-- `--shared_buffer` changes nothing: the simulator has no rpcmem. Attention sink and eval_mode 2 are not there yet.
+- `--shared_buffer` changes nothing: the simulator has no rpcmem. Attention sink is not there.
 - On a virtual phone (`HTPFARM_PHONE_SOC`) a .pte for another HTP generation does not load; see `harness.runtime.phone`.
 
 Our own flags: `--x_score_path`, `--x_score_output` (log-likelihoods, see `harness.runtime.score`; after the generation
-if there is a prompt), `--x_stats_path` (a JSON of what the runner does not tell), `--x_seed`, `--x_ignore_eos`.
+if there is a prompt), `--x_stats_path` (a JSON of what the runner does not tell), `--x_seed`, `--x_ignore_eos`;
+`--x_serve` (stay, and answer requests on standard input; see `harness.runtime.serve`).
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ from harness.runtime.files import stats_json, write_json, write_logits
 from harness.runtime.flags import FlagError, Flags, HelpRequested, parse_flags, usage
 from harness.runtime.generate import Generation, clamp_seq_len, generate
 from harness.runtime.log import EtCheckError, EtLog
+from harness.runtime.lookahead import Lookahead, Settings
 from harness.runtime.phone import phone_soc, refusal
 from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH, ProgramInfo, mode_error, read_info
 from harness.runtime.sampling import sampler
 from harness.runtime.score import check_windows, read_request, result_json, score
+from harness.runtime.serve import claim_stdio, ready, serve
 from harness.runtime.session import Session
 from harness.runtime.stats import Stats, now_ms, rss_kib
 from harness.text.templates import Template, find_template, format_prompt
@@ -63,6 +67,7 @@ class Loaded:
     session: Session
     tokenizer: Tokenizer
     stop: frozenset[int]
+    lookahead: Lookahead | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(flags: Flags, log: EtLog) -> None:
+    channel = claim_stdio() if flags.switch("x_serve") else None
     template = _check_flags(flags, log)
     request = read_request(Path(flags.text("x_score_path"))) if flags.text("x_score_path") else None
     loads = Stats()
@@ -101,6 +107,11 @@ def _run(flags: Flags, log: EtLog) -> None:
             print(f"ERROR: {error}", file=sys.stderr)
         output.write_bytes(b"")  # the runner opens it before it finds out
         raise _LOAD_FAILED from None
+    if channel:
+        load_ms = loads.model_load_end_ms - loads.model_load_start_ms
+        settings = loaded.lookahead.settings if loaded.lookahead else None
+        serve(channel, loaded.session, ready(loaded.session.info, loaded.tokenizer, load_ms), settings)
+        return
     output.write_bytes(b"")
     if request:
         check_windows(loaded.session.info, request.windows, request.graph)
@@ -134,7 +145,7 @@ def _check_flags(flags: Flags, log: EtLog) -> Template:
     if flags.text("attention_sink_rope_path"):
         raise ConfigError("attention sink is not supported", where="--attention_sink_rope_path")
     if flags.integer("eval_mode") == 2:
-        raise ConfigError("lookahead decoding is not there yet", where="--eval_mode", remedy="use 0 or 1")
+        _settings(flags)
     if bool(flags.text("x_score_path")) != bool(flags.text("x_score_output")):
         raise ConfigError("--x_score_path and --x_score_output go together", where="command line")
     if "prompt" in flags.given and len(flags.prompts) == 0:
@@ -143,6 +154,10 @@ def _check_flags(flags: Flags, log: EtLog) -> Template:
             where="--prompt",
             remedy="write --prompt and its text as two arguments",
         )
+    if flags.switch("x_serve"):
+        if flags.given & {"prompt", "tokenized_prompt", "dump_logits_path", "x_score_path", "x_stats_path"}:
+            raise ConfigError("--x_serve takes its requests from standard input alone", where="command line")
+        return template
     if not flags.prompts and "tokenized_prompt" not in flags.given and not flags.text("x_score_path"):
         raise ConfigError(
             "no prompt: qnn_llama_runner would write an empty file and exit 0",
@@ -167,8 +182,10 @@ def _load(flags: Flags, log: EtLog, template: Template, stats: Stats) -> Loaded:
         log.error("runner.cpp", 195, f"Failed to load tokenizer with {path}")
         raise
     log.info("llm_runner_helper.cpp", 56, f"Loaded {tokenizer.kind} tokenizer")
+    stop = _stop_tokens(flags, template, tokenizer)
     info = read_info(Path(flags.text("model_path")))
     graphs = _graphs(info, flags.integer("eval_mode"), log)
+    lookahead = _lookahead(flags, info, log)
     if refused := refusal(info, phone_soc(os.environ)):
         print("\n".join(refused.qnn), file=sys.stderr, flush=True)
         for file, line, text in refused.errors:
@@ -183,15 +200,61 @@ def _load(flags: Flags, log: EtLog, template: Template, stats: Stats) -> Loaded:
     session = Session(engine, graphs[0])
     log.info("runner.cpp", 345, "creating io_memory")
     stats.model_load_end_ms = now_ms()
-    stop = {tokenizer.eos, tokenizer.special(template.stop) if template.stop else None} - {None}
-    ids = frozenset(token for token in stop if token is not None)
-    return Loaded(engine, session, tokenizer, frozenset() if flags.switch("x_ignore_eos") else ids)
+    return Loaded(engine, session, tokenizer, frozenset() if flags.switch("x_ignore_eos") else stop, lookahead)
+
+
+def _stop_tokens(flags: Flags, template: Template, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a turn: the tokenizer's EOS and the template's own.
+
+    Raises:
+        ConfigError: the tokenizer does not know the template's; the runner would stop at the first of its pieces.
+    """
+    stop = {tokenizer.eos}
+    if template.stop:
+        stop.add(tokenizer.special(template.stop))
+        if None in stop:
+            version = flags.text("decoder_model_version")
+            raise ConfigError(
+                f"the tokenizer has no token {template.stop!r}, which ends a turn of {version}",
+                where=f"--decoder_model_version {version} with --tokenizer_path {flags.text('tokenizer_path')}",
+                remedy="give the model's own tokenizer, or the version that the model is",
+            )
+    return frozenset(token for token in stop if token is not None)
+
+
+def _settings(flags: Flags) -> Settings:
+    return Settings(flags.integer("ngram"), flags.integer("window"), flags.integer("gcap"))
+
+
+def _lookahead(flags: Flags, info: ProgramInfo, log: EtLog) -> Lookahead | None:
+    """The state of lookahead decoding; None in other modes.
+
+    Raises:
+        ConfigError: the .pte was compiled with other settings. The runner would read its mask out of bounds.
+    """
+    if _MODES[flags.integer("eval_mode")] is not Mode.LOOKAHEAD:
+        return None
+    settings = _settings(flags)
+    compiled = info.lookahead
+    if (compiled is not None and compiled != settings) or settings.ar_len != info.kv.ar_len:
+        raise ConfigError(
+            f"lookahead with {settings} takes {settings.ar_len} tokens a step; the .pte was compiled "
+            + (f"with {compiled}" if compiled else f"for {info.kv.ar_len}"),
+            where="--ngram, --window, --gcap",
+            remedy="give the settings that the .pte was compiled with",
+        )
+    log.info(
+        "lhd_token_generator.h",
+        73,
+        f"Use Lookahead decoding: ngram={settings.ngram}, window={settings.window}, gcap={settings.gcap}",
+    )
+    return Lookahead(settings, flags.integer("x_seed"))
 
 
 def _graphs(info: ProgramInfo, eval_mode: int, log: EtLog) -> list[str]:
     """Names of the graphs the mode uses, the prompt's first."""
     mode = _MODES[eval_mode]
-    if info.mode is Mode.LOOKAHEAD and mode is not Mode.LOOKAHEAD:
+    if (info.mode is Mode.LOOKAHEAD) != (mode is Mode.LOOKAHEAD):
         raise mode_error(info, mode)
     if mode is Mode.KV:
         return [KV_GRAPH]
@@ -234,7 +297,11 @@ def _generate(
             emit=emit,
             stats=stats,
             keep_logits=bool(flags.text("dump_logits_path")),
+            lookahead=loaded.lookahead,
         )
+        if loaded.lookahead:
+            counts = f"n_generated = {len(result.tokens) - 1} / n_accept = {result.accepted}"
+            log.info("lhd_token_generator.cpp", 409, f"Lookahead Decoding: {counts}")
         turns.append((stats, result))
         _report(flags, log, stats, result, seq_len, info.context_len)
         if flags.text("dump_logits_path"):

@@ -48,6 +48,8 @@ def stats_json(
                 "prompt_tokens": list(turn.prompt),
                 "tokens": list(turn.tokens),
                 "stopped": turn.stopped,
+                "decode_steps": turn.decode_steps,
+                "accepted": turn.accepted,
                 "ttft_ms": stats.first_token_ms - stats.inference_start_ms,
             }
             for stats, turn in turns

@@ -47,6 +47,7 @@ _DEFAULTS: Mapping[str, Value] = MappingProxyType(
         "x_stats_path": "",
         "x_seed": 0,
         "x_ignore_eos": False,
+        "x_serve": False,
     }
 )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.errors import ConfigError, ProductError
 from harness.model_file import Mode
 from harness.runtime.flatbuffer import MalformedError, Table, root
+from harness.runtime.lookahead import Settings
 
 KV_GRAPH = "kv_forward"
 PREFILL_GRAPH = "prefill_forward"
@@ -129,6 +130,12 @@ class ProgramInfo:
     def prefill(self) -> Graph | None:
         """The graph that takes prompts in blocks; None in kv mode."""
         return self.graphs.get(PREFILL_GRAPH)
+
+    @property
+    def lookahead(self) -> Settings | None:
+        """The settings it was compiled with, where it says so: ours do, upstream's do not."""
+        values = [_first(self.metadata, name) for name in ("ngram", "window", "gcap")]
+        return Settings(*(int(value) for value in values if value is not None)) if None not in values else None
 
     @property
     def kv_dtype(self) -> str:

@@ -128,6 +128,8 @@ class QdqOutput:
 class QdqReference:
     """`decode_qdq.pt2`: the calibration graph, which reads a whole context at once (AR = CL) and needs no cache.
 
+    It also runs the float graph, `decode_fp.pt2`, which has the same signature and no encodings.
+
     Args:
         path: the file.
         window: width of the model's sliding window; None without one.
@@ -144,14 +146,15 @@ class QdqReference:
 
         self._torch = torch
         if not path.is_file():
-            raise ConfigError("no such file", where=str(path), remedy="compile again; decode_qdq.pt2 is written beside")
+            raise ConfigError("no such file", where=str(path), remedy=f"compile again; {path.name} is written beside")
         program = torch.export.load(path)
         wanted = set(program.graph_signature.user_inputs)
         self._inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
         mask = tuple(int(n) for n in self._inputs[1].shape) if len(self._inputs) > 1 else ()
         if len(mask) != 4 or mask[2] != mask[3]:
-            raise ConfigError(f"not the QDQ module of a whole context: its mask is {mask}", where=str(path))
+            raise ConfigError(f"not the module of a whole context: its mask is {mask}", where=str(path))
         self.context_len = mask[3]
+        self.vocab = _vocab(program.graph)
         self._encodings = _output_encodings(program.graph)
         self.encoding = self._encodings[0]
         self._module = program.module()
@@ -188,6 +191,14 @@ class QdqReference:
             tuple(k[..., :count] for k in steps[:layers]),
             tuple(v[:, :, :count] for v in steps[layers:]),
         )
+
+
+def _vocab(graph: Any) -> int:
+    """Number of logits: the first output's last dimension."""
+    output = next(node for node in graph.nodes if node.op == "output").args[0]
+    while isinstance(output, (list, tuple)):
+        output = output[0]
+    return int(output.meta["val"].shape[-1])
 
 
 def _output_encodings(graph: Any) -> list[tuple[float, int] | None]:

@@ -65,10 +65,9 @@ def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> li
             nonlocal steps
             steps += 1
             first = len(hits)
-            targets = np.asarray(window.targets[first : first + len(raw)])
-            logits = dequantise(raw, session.info.logits_scale, session.info.logits_zero_point)
-            rows.append(np.take_along_axis(log_softmax(logits), targets[:, None], axis=1)[:, 0])
-            hits.extend(bool(hit) for hit in raw.argmax(axis=1) == targets)
+            logprobs, greedy = score_rows(raw, window.targets[first : first + len(raw)], session.info)
+            rows.append(logprobs)
+            hits.extend(greedy)
 
         start = time.perf_counter()
         session.feed(window.inputs, graph=chosen, keep=False, on_rows=take)
@@ -76,6 +75,16 @@ def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> li
         results.append(WindowScore(tuple(float(x) for x in np.concatenate(rows)), tuple(hits), steps, seconds))
     session.rewind(0)
     return results
+
+
+def score_rows(
+    raw: npt.NDArray[np.generic], targets: Sequence[int], info: ProgramInfo
+) -> tuple[npt.NDArray[np.float64], list[bool]]:
+    """Log-probability of each row's target, and whether it was the most likely token. `raw`: logits [n,V]."""
+    wanted = np.asarray(targets)
+    logits = log_softmax(dequantise(raw, info.logits_scale, info.logits_zero_point))
+    logprobs = np.take_along_axis(logits, wanted[:, None], axis=1)[:, 0]
+    return logprobs, [bool(hit) for hit in raw.argmax(axis=1) == wanted]
 
 
 def check_windows(info: ProgramInfo, windows: Sequence[Window], graph: GraphChoice) -> None:
@@ -110,17 +119,47 @@ def read_request(path: Path) -> ScoreRequest:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no score request: {type(error).__name__}: {error}", where=str(path)) from None
+    return parse_request(data, str(path))
+
+
+def parse_request(data: Any, where: str) -> ScoreRequest:
+    """The form that `read_request` describes.
+
+    Raises:
+        ConfigError: it has another form.
+    """
+    try:
         graph = data.get("graph", "kv")
         if graph not in ("kv", "prefill"):
             raise ValueError(f'graph is {graph!r}, not "kv" or "prefill"')
-        windows = tuple(Window(_ids(w["input"]), _ids(w["target"])) for w in data["windows"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        windows = tuple(Window(token_ids(w["input"]), token_ids(w["target"])) for w in data["windows"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"no score request: {type(error).__name__}: {error}",
-            where=str(path),
+            where=where,
             remedy='expected {"windows": [{"input": [ids], "target": [ids]}], "graph": "kv" or "prefill"}',
         ) from None
     return ScoreRequest(windows, graph)
+
+
+def request_json(windows: Sequence[Window], graph: GraphChoice) -> dict[str, Any]:
+    """What `parse_request` takes."""
+    return {"graph": graph, "windows": [{"input": list(w.inputs), "target": list(w.targets)} for w in windows]}
+
+
+def parse_scores(data: Sequence[Any]) -> list[WindowScore]:
+    """The `windows` of `result_json`. Raises KeyError, TypeError or ValueError for another form."""
+    return [
+        WindowScore(
+            tuple(float(value) for value in window["logprobs"]),
+            tuple(bool(value) for value in window["greedy"]),
+            int(window["steps"]),
+            float(window["seconds"]),
+        )
+        for window in data
+    ]
 
 
 def result_json(results: Sequence[WindowScore], graph: GraphChoice) -> dict[str, Any]:
@@ -137,7 +176,8 @@ def result_json(results: Sequence[WindowScore], graph: GraphChoice) -> dict[str,
     }
 
 
-def _ids(values: Any) -> tuple[int, ...]:
+def token_ids(values: Any) -> tuple[int, ...]:
+    """A JSON list of whole numbers. Raises TypeError for anything else."""
     if not isinstance(values, list) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise TypeError("token ids must be a list of whole numbers")
     return tuple(values)

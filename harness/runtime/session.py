@@ -34,6 +34,22 @@ class StepOutput:
     v: tuple[Array, ...]
 
 
+@dataclass
+class _Masks:
+    """The masks of the last step, kept up to date by commits while the same graph goes on with the same tree.
+
+    Attributes:
+        tree: name of the graph, attention map and offsets.
+        past: cached tokens they were made for.
+        plain, windowed: [AR,CL]; `windowed` for graphs with a sliding window.
+    """
+
+    tree: tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]
+    past: int
+    plain: Array
+    windowed: Array | None
+
+
 @dataclass(frozen=True)
 class Block:
     """Tokens [start, end) in one execution, of which [fresh, end) are new; `start` tokens are in the cache."""
@@ -71,13 +87,17 @@ class Session:
         self.tokens: list[int] = []
         self.cache = KvCache(self.info, self.prefill_graph)
         self.bytes_per_step: list[int] = []
-        self._masks: tuple[Array, Array | None] | None = None
-        self._masked: tuple[str, int] = ("", -1)
+        self._masks: _Masks | None = None
 
     @property
     def n_past(self) -> int:
         """Tokens so far."""
         return len(self.tokens)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that may be taken in all if generation is to go on: what the decode graph's cache holds, CL−AR."""
+        return self.info.context_len - self.kv_graph.ar_len
 
     def rewind(self, n_past: int) -> None:
         """Forgets all but the first `n_past` tokens."""
@@ -124,13 +144,29 @@ class Session:
         """Takes one token through the decode graph and returns its raw logits [V]; errors as in `feed`."""
         return self.feed([token], graph=self.kv_graph, keep=self.n_past + 1 < self.info.context_len)
 
+    def branch(self, tokens: Sequence[int], offsets: tuple[int, ...], attention_map: tuple[int, ...]) -> StepOutput:
+        """One execution of the decode graph over guessed continuations, none of which is taken yet; see `execute`."""
+        self._ensure(self.kv_graph, self.n_past)
+        return self.execute(self.kv_graph, tokens, offsets=offsets, attention_map=attention_map)
+
+    def accept(self, output: StepOutput, tokens: Sequence[int], rows: Sequence[int]) -> None:
+        """Takes the tokens of some rows of a `branch`, in this order, into text and cache.
+
+        Raises:
+            ValueError: they do not fit the cache.
+        """
+        have = self.cache.n_valid
+        self.bytes_per_step.append(self.cache.commit(output.k, output.v, rows))
+        self.tokens.extend(tokens)
+        self._extend_masks(have, len(rows))
+
     def execute(
         self,
         graph: Graph,
         tokens: Sequence[int],
         *,
-        offsets: Sequence[int] | None = None,
-        attention_map: Sequence[int] | None = None,
+        offsets: tuple[int, ...] | None = None,
+        attention_map: tuple[int, ...] | None = None,
     ) -> StepOutput:
         """One execution after the tokens in the cache, without changing it; fewer tokens than AR are padded.
 
@@ -157,7 +193,7 @@ class Session:
             raise ValueError("no tokens to process")
         if bad := [token for token in tokens if not 0 <= token < self.info.vocab]:
             raise ValueError(f"token {bad[0]} is outside the vocabulary of {self.info.vocab}")
-        limit = self.info.context_len - (self.kv_graph.ar_len if keep else 0)
+        limit = self.limit if keep else self.info.context_len
         if self.n_past + len(tokens) > limit:
             raise ValueError(f"{len(tokens)} tokens after {self.n_past} do not fit: there is room for {limit}")
 
@@ -169,24 +205,25 @@ class Session:
         # A block that is not the last may overhang this graph's cache; the next block then starts earlier.
         have = self.cache.n_valid
         count = min(block.end, self.cache.capacity) - have
-        copied = self.cache.commit(output.k, output.v, slice(0, count))
-        self.bytes_per_step.append(copied)
-        if self._masks is not None and self._masked == (self.cache.graph.name, have):
-            plain, windowed = self._masks
-            update_mask(plain, have, count)
-            if windowed is not None:
-                update_mask(windowed, have, count, self.info.sliding_window)
-            self._masked = (self.cache.graph.name, have + count)
+        self.bytes_per_step.append(self.cache.commit(output.k, output.v, slice(0, count)))
+        self._extend_masks(have, count)
+
+    def _extend_masks(self, have: int, count: int) -> None:
+        """Makes the columns of `count` newly cached tokens visible."""
+        masks = self._masks
+        if masks is None or masks.tree[0] != self.cache.graph.name or masks.past != have:
+            return
+        update_mask(masks.plain, have, count)
+        if masks.windowed is not None:
+            update_mask(masks.windowed, have, count, self.info.sliding_window, masks.tree[2])
+        masks.past = have + count
 
     def _mask(
-        self, graph: Graph, past: int, attention_map: Sequence[int] | None, offsets: Sequence[int] | None
+        self, graph: Graph, past: int, attention_map: tuple[int, ...] | None, offsets: tuple[int, ...] | None
     ) -> tuple[Array, Array | None]:
-        causal = attention_map is None and offsets is None
-        if causal and self._masks is not None and self._masked == (graph.name, past):
-            return self._masks
-        size = (graph.ar_len, self.info.context_len, past, graph.mask.dtype, attention_map)
-        windowed = init_mask(*size, window=self.info.sliding_window, offsets=offsets) if graph.sliding else None
-        masks = init_mask(*size), windowed
-        if causal:
-            self._masks, self._masked = masks, (graph.name, past)
-        return masks
+        tree = graph.name, attention_map, offsets
+        if self._masks is None or self._masks.tree != tree or self._masks.past != past:
+            size = (graph.ar_len, self.info.context_len, past, graph.mask.dtype, attention_map)
+            windowed = init_mask(*size, window=self.info.sliding_window, offsets=offsets) if graph.sliding else None
+            self._masks = _Masks(tree, past, init_mask(*size), windowed)
+        return self._masks.plain, self._masks.windowed

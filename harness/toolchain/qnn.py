@@ -78,9 +78,16 @@ def _given_sdk(root: Path) -> QnnLibraries:
     libcxx = root / "libcxx"
     extra = (libcxx,) if libcxx.is_dir() else ()
     real = root / "real" / "libQnnHtp.so"
-    return QnnLibraries(
-        root, (library.parent, *extra), "QNN_SDK_ROOT", real.exists(), real if real.exists() else library
-    )
+    if not real.exists():
+        return QnnLibraries(root, (library.parent, *extra), "QNN_SDK_ROOT", False, library)
+    return QnnLibraries(root, (library.parent, *extra), _source_of(real), True, real)
+
+
+def _source_of(real: Path) -> str:
+    """What a view of ours links to, in the words of `lay_out`: the same libraries make the same artifacts."""
+    spec = importlib.util.find_spec("onnxruntime_qnn")
+    folders = [Path(place).resolve() for place in (spec.submodule_search_locations or ())] if spec else []
+    return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}" if real.resolve().parent in folders else "QNN_SDK_ROOT"
 
 
 def lay_out(package: Path, version: str) -> QnnLibraries:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from harness.build.builder import Builder, Request
 from harness.build.cache import Artifact, locate
 from harness.matrix import cells
-from harness.model_file import Mode
+from harness.model_file import Lengths, Mode
 from harness.models import load_models
 from harness.paths import MODELS
 from harness.soc import find_soc
@@ -19,26 +20,39 @@ from harness.toolchain.environment import find_toolchain, fingerprint
 
 @pytest.fixture(scope="session")
 def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """The tiny model's kv and hybrid artifacts for SM8650, by mode."""
+    """The tiny model's artifacts for SM8650, by mode."""
+    return _build(list(Mode), None, tmp_path_factory.mktemp("builds"))
+
+
+@pytest.fixture(scope="session")
+def other_lookahead(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lookahead .pte with other settings than the model's own: steps of 32 tokens instead of 16."""
+    lengths = replace(load_models(MODELS)["tiny_llama"].lengths, ngram=4, window=6, gcap=4)
+    return _build([Mode.LOOKAHEAD], lengths, tmp_path_factory.mktemp("builds"))["lookahead"].pte
+
+
+def _build(modes: list[Mode], lengths: Lengths | None, logs: Path) -> dict[str, Artifact]:
     toolchain = find_toolchain()
     known = fingerprint(toolchain)
     model = load_models(MODELS)["tiny_llama"]
     requests = [
         Request(cell, Target.SIM, locate(model, cell.mode, cell.soc, Target.SIM, cell.lengths, known))
-        for cell in cells([model], [Mode.KV, Mode.HYBRID], [find_soc("SM8650")])
+        for cell in cells([model], modes, [find_soc("SM8650")], lengths)
     ]
-    for result in Builder(toolchain, tmp_path_factory.mktemp("builds")).build(requests):
+    for result in Builder(toolchain, logs).build(requests):
         assert result.error is None, result.error
     return {str(request.cell.mode): request.artifact for request in requests}
 
 
 @pytest.fixture(scope="session")
 def runtime_artifacts(tiny_artifacts: dict[str, Artifact]) -> dict[str, Path]:
-    """`hybrid` and `kv` .pte, their `qdq` module and the `tokenizer`."""
+    """`hybrid`, `kv` and `lookahead` .pte, their `fp` and `qdq` modules and the `tokenizer`."""
     reference = tiny_artifacts["hybrid"].reference
     return {
         "hybrid": tiny_artifacts["hybrid"].pte,
         "kv": tiny_artifacts["kv"].pte,
+        "lookahead": tiny_artifacts["lookahead"].pte,
+        "fp": reference / "decode_fp.pt2",
         "qdq": reference / "decode_qdq.pt2",
         "tokenizer": reference / "tokenizer.model",
     }

@@ -31,15 +31,17 @@ def graph(name: str, ar: int, context: int, layers: int, heads: int, dim: int, v
     )
 
 
-def toy_info(context: int = 16, ar: int = 4, window: int | None = None, prefill: bool = True) -> ProgramInfo:
-    """A made-up program: 2 layers, 2 heads of 3, 13 tokens."""
+def toy_info(
+    context: int = 16, ar: int = 4, window: int | None = None, prefill: bool = True, decode_ar: int = 1
+) -> ProgramInfo:
+    """A made-up program: 2 layers, 2 heads of 3, 13 tokens; lookahead where `decode_ar` is more than 1."""
     size = (context, 2, 2, 3, 13, window is not None)
-    graphs = {"kv_forward": graph("kv_forward", 1, *size)}
+    graphs = {"kv_forward": graph("kv_forward", decode_ar, *size)}
     if prefill:
         graphs["prefill_forward"] = graph("prefill_forward", ar, *size)
     return ProgramInfo(
         path=Path("toy.pte"),
-        mode=Mode.HYBRID if prefill else Mode.KV,
+        mode=Mode.LOOKAHEAD if decode_ar > 1 else Mode.HYBRID if prefill else Mode.KV,
         n_layers=2,
         n_kv_heads=2,
         head_dim=3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from harness.conduct.live import Follower, LiveLog
 from harness.conduct.plan import plan, read_choice
 from harness.conduct.retry import again, verdict_class
 from harness.errors import BuildError, ConfigError, FailureClass, InfraError
+from harness.model_file import Lengths, Mode
 from harness.paths import REPOSITORY
 from harness.target import Target
 
@@ -48,7 +50,7 @@ def test_a_second_crash_is_the_products() -> None:
     assert verdict_class([CRASH, INFRA, INFRA]) is INFRA
 
 
-def test_the_default_plan_is_eight_cells_on_four_phones() -> None:
+def test_the_default_plan_is_twelve_cells_on_four_phones() -> None:
     choice = read_choice(RACK, "tiny_llama", None, None)
     planned = plan(choice, choice.inventory.phones, Target.SIM)
     assert [p.cell.id for p in planned] == [
@@ -60,6 +62,10 @@ def test_the_default_plan_is_eight_cells_on_four_phones() -> None:
         "tiny_llama-hybrid-SM8650@oneplus12",
         "tiny_llama-hybrid-SM8650@s24",
         "tiny_llama-hybrid-SM8750",
+        "tiny_llama-lookahead-SM8550",
+        "tiny_llama-lookahead-SM8650@oneplus12",
+        "tiny_llama-lookahead-SM8650@s24",
+        "tiny_llama-lookahead-SM8750",
     ]
     assert all(p.verdict.run for p in planned)
     assert {p.phones for p in planned} == {("s23",), ("s24",), ("oneplus12",), ("s25",)}
@@ -67,9 +73,32 @@ def test_the_default_plan_is_eight_cells_on_four_phones() -> None:
 
 def test_an_unlisted_mode_is_skipped_with_a_reason() -> None:
     choice = read_choice(RACK, "tiny_llama", "lookahead", None)
-    planned = plan(choice, choice.inventory.phones, Target.SIM)
+    models = tuple(replace(model, modes=(Mode.KV,)) for model in choice.models)
+    planned = plan(replace(choice, models=models), choice.inventory.phones, Target.SIM)
     assert planned
     assert all(not p.verdict.run and p.verdict.reason and p.verdict.remedy for p in planned)
+
+
+def test_sizes_of_the_command_line_replace_the_models_own() -> None:
+    sizes = {"max_seq_len": 256, "ngram": 4, "window": 6, "gcap": 4}
+    (model,) = read_choice(RACK, "tiny_llama", None, None, lengths=sizes).models
+    assert model.lengths == Lengths(256, 32, 4, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("modes", "sizes", "words"),
+    [
+        (None, {"max_seq_len": 32}, "max_new_tokens|prefill_ar_len"),
+        ("hybrid", {"prefill_ar_len": 128}, "--prefill-ar-len 128: tiny_llama in hybrid mode"),
+        ("hybrid", {"prefill_ar_len": 0}, "from 1 to max_seq_len"),
+        ("kv", {"max_seq_len": 1}, "at least 2"),
+        ("lookahead", {"ngram": 1}, "ngram .1. must be at least 2"),
+        ("lookahead", {"ngram": 5, "window": 16, "gcap": 16}, "make a step of 128 tokens"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(modes: str | None, sizes: dict[str, int], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        read_choice(RACK, "tiny_llama", modes, None, lengths=sizes)
 
 
 @pytest.mark.parametrize(

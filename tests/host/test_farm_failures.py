@@ -12,12 +12,13 @@ import pytest
 from farm_rack import OBSERVER
 
 from harness.errors import ConfigError, EnvError, FailureClass
-from harness.farm.connect import AdbTimeout, command_line
+from harness.farm.connect import command_line
 from harness.farm.failures import classify, classify_exception
 from harness.farm.identity import parse_getprop
 from harness.farm.observer import parse_observers
 from harness.farm.payload import android_payload, sim_payload
 from harness.farm.session import SessionResult, SessionSpec, prompt_flags, session_command
+from harness.farm.shell import AdbTimeout
 from harness.farm.signatures import SIGNATURES, find_signature
 from harness.soc import SOCS
 

@@ -15,7 +15,7 @@ import pytest
 from farm_rack import GOOD_RUNNER, HANGING_RUNNER, OBSERVER, deploy_runner, link_to, processes, session
 
 from harness.errors import ConfigError, EnvError, FailureClass, InfraError
-from harness.farm.connect import AdbFailure, AdbLost, AdbServer, AdbTimeout, PhoneLink
+from harness.farm.connect import AdbServer, PhoneLink
 from harness.farm.deploy import deploy, free_bytes
 from harness.farm.failures import classify
 from harness.farm.identity import attach, boot_id, identify, survey
@@ -23,6 +23,7 @@ from harness.farm.lease import Owner, acquire
 from harness.farm.payload import PayloadFile, sim_payload
 from harness.farm.recover import leased, sweep
 from harness.farm.session import SessionSpec, prompt_flags, run_session
+from harness.farm.shell import AdbFailure, AdbLost, AdbTimeout
 from harness.farm.workspace import BOOT_ID, RECORD_PID, RUN, START_OF, STORE
 from harness.inventory import Inventory, Phone, load_inventory
 from harness.paths import REPOSITORY

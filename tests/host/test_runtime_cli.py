@@ -99,7 +99,7 @@ def test_help_is_asked_for() -> None:
         (["--bogus"], 1, "ERROR: unknown command line flag 'bogus'"),
         ([], 2, "no prompt"),
         (["--prompt=text"], 2, "collects prompts from `--prompt TEXT` alone"),
-        (["--prompt", "x", "--eval_mode", "2"], 2, "lookahead decoding is not there yet"),
+        (["--prompt", "x", "--eval_mode", "2"], 2, "are no lookahead settings"),
         (["--prompt", "", "--decoder_model_version", "qwen3"], -signal.SIGABRT, "prompt cannot be null"),
         (["--prompt", "x", "--tokenized_prompt", "f"], -signal.SIGABRT, "Only provide prompt or tokenized_input"),
         (["--prompt", "x", "--dump_logits_path", "f"], -signal.SIGABRT, "Only TokenGenerator(kv) mode"),
@@ -118,6 +118,13 @@ def test_refusals(tmp_path: Path, arguments: list[str], status: int, message: st
             r"^F \d\d:\d\d:\d\d\.\d{6} executorch:\S+:\d+\] In function \S+\(\), assert failed", done.stderr, re.M
         )
     assert not (tmp_path / "inference_speed.txt").exists()
+
+
+def test_a_stop_token_that_the_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
+    tokenizer = str(MODELS / "tiny_llama" / "tokenizer.model")
+    done = run("--prompt", "x", "--decoder_model_version", "llama3", "--tokenizer_path", tokenizer, cwd=tmp_path)
+    assert done.returncode == -signal.SIGABRT
+    assert "the tokenizer has no token '<|eot_id|>', which ends a turn of llama3" in done.stderr
 
 
 def test_a_file_that_is_no_program_fails_to_load(tmp_path: Path) -> None:

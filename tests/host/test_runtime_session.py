@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,8 @@ from runtime_fixtures import ToyHtp, toy_info
 from harness.errors import ConfigError, ProductError
 from harness.runtime.generate import check_prompt, clamp_seq_len, generate
 from harness.runtime.kv_cache import KvCache
+from harness.runtime.lookahead import Settings
+from harness.runtime.program import read_info
 from harness.runtime.sampling import greedy
 from harness.runtime.score import score
 from harness.runtime.session import Session, plan_blocks
@@ -176,8 +180,11 @@ def test_two_turns_share_the_cache() -> None:
 
 @pytest.mark.parametrize(("past", "prompt", "seq_len"), [(0, 0, 16), (0, 16, 16), (10, 6, 16)])
 def test_prompts_that_cannot_run_are_refused(past: int, prompt: int, seq_len: int) -> None:
+    session = Session(ToyHtp(toy_info(16, 4)))
+    if past:
+        session.feed([1] * past)
     with pytest.raises(ProductError):
-        check_prompt(past, prompt, seq_len)
+        check_prompt(session, prompt, seq_len)
 
 
 def test_seq_len_is_clamped_to_the_context() -> None:
@@ -193,3 +200,38 @@ def test_bad_tokens_and_windows_are_refused() -> None:
     for window in (Window((1, 2), (1,)), Window((), ()), Window((1,) * 17, (1,) * 17), Window((1,), (13,))):
         with pytest.raises(ConfigError, match=r"windows\[0\]"):
             score(session, [window], "kv")
+
+
+@pytest.mark.parametrize(("decode_ar", "context"), [(1, 16), (8, 48)])
+def test_smart_mask_copies_a_column_a_token_and_needs_a_context(decode_ar: int, context: int) -> None:
+    """ExecuTorch documents for Smart Mask: a step copies num_head × head_dim for K and as much for V (of a layer, for
+    each token it takes), and the cache takes num_head × seq_len × head_dim for each, the step's own columns included.
+    """
+    info = toy_info(context, 4, decode_ar=decode_ar)
+    session = Session(ToyHtp(info))
+    heads, dim, layers = info.n_kv_heads, info.head_dim, info.n_layers
+    column = layers * (heads * dim + heads * dim)  # one byte each: uint8
+    session.feed([1, 2, 3, 4, 5, 6])
+    assert session.bytes_per_step == [4 * column, 2 * column]
+    if decode_ar == 1:
+        session.step(7)
+        assert session.bytes_per_step[2:] == [column]
+    else:
+        tree = Settings(3, 2, 2)
+        output = session.branch([1, 2, 3], tree.offsets, tree.attention_map)
+        session.accept(output, [7, 8, 9], [0, 4, 5])
+        assert session.bytes_per_step[2:] == [3 * column]
+    for graph in info.graphs.values():
+        session.cache.switch(graph)
+        held = [array.nbytes for array in session.cache.inputs()]
+        own = heads * graph.ar_len * dim  # what the graph itself puts out
+        assert [size + own for size in held] == [heads * context * dim] * (2 * layers)
+
+
+def test_the_accounts_of_a_compiled_model(runtime_artifacts: dict[str, Path]) -> None:
+    for pte in ("kv", "hybrid", "lookahead"):
+        info = read_info(runtime_artifacts[pte])
+        for graph in info.graphs.values():
+            assert {spec.shape for spec in graph.k_in} == {(1, 2, 32, info.context_len - graph.ar_len)}
+            assert {spec.shape for spec in graph.v_in} == {(1, 2, info.context_len - graph.ar_len, 32)}
+            assert {spec.dtype for spec in (*graph.k_in, *graph.v_in)} == {"uint8"}

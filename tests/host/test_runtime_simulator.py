@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,60 @@ def test_greedy_tokens_are_the_references(runtime_artifacts: dict[str, Path], pt
     assert not [d for d in differences if not d["near_tie"]]
     # Ties are rare: seen were 2 of 320.
     assert len(differences) <= 0.03 * 64 * len(lengths)
+
+
+PROMPTS = (
+    "David said to Jonathan,",
+    "In the third year of king",
+    "And it came to pass",
+    "The word of the LORD",
+    "Blessed are",
+)
+
+
+@pytest.mark.parametrize("tree", ["own", "other"])
+def test_lookahead_writes_what_kv_writes(
+    runtime_artifacts: dict[str, Path], request: pytest.FixtureRequest, tree: str, tmp_path: Path
+) -> None:
+    lookahead = runtime_artifacts["lookahead"] if tree == "own" else request.getfixturevalue("other_lookahead")
+    tokenizer = load_tokenizer(runtime_artifacts["tokenizer"])
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([tokenizer.encode(prompt, bos=True) for prompt in PROMPTS]))
+    arguments = (str(runtime_artifacts["kv"]), str(lookahead), str(prompts), "64", "report.json")
+    done = start("lookahead_lossless", *arguments, cwd=tmp_path, PYTHONPATH=_with_tests())
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [prompt["tokens"] for prompt in report["prompts"]] == [64] * len(PROMPTS)
+    differences = [d for prompt in report["prompts"] for d in prompt["differences"]]
+    assert not [d for d in differences if not d["near_tie"]]
+    assert len(differences) <= 0.03 * 64 * len(PROMPTS)  # seen: none
+    # Guesses come true: fewer steps than tokens.
+    assert sum(prompt["accepted"] for prompt in report["prompts"]) > 0.1 * 64 * len(PROMPTS)
+
+
+def _with_tests() -> str:
+    return os.pathsep.join([str(Path(__file__).parent), find_toolchain().environment()["PYTHONPATH"]])
+
+
+@pytest.mark.parametrize(
+    ("pte", "arguments", "message"),
+    [
+        ("lookahead", ("--eval_mode", "0"), "compiled in lookahead mode and cannot run in kv mode"),
+        ("hybrid", ("--eval_mode", "2", "--ngram", "3", "--window", "4", "--gcap", "4"), "compiled in hybrid mode"),
+        (
+            "lookahead",
+            ("--eval_mode", "2", "--ngram", "5", "--window", "2", "--gcap", "2"),
+            "with ngram 5, window 2, gcap 2 takes 16 tokens a step; the .pte was compiled with ngram 3, window 4",
+        ),
+        ("lookahead", ("--eval_mode", "2"), "no lookahead settings"),
+    ],
+)
+def test_a_pte_runs_in_its_own_mode_with_its_own_settings(
+    runtime_artifacts: dict[str, Path], pte: str, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = runner(runtime_artifacts, pte, "--prompt", TEXT, *arguments, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
 
 
 def test_files_lines_and_repeatability(runtime_artifacts: dict[str, Path], tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.build.reference import Reference, Score
-from harness.evaluate.judge import noise, noise_check, perplexity_checks, text_check
+from harness.evaluate.grounds import GroundScore
+from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
 from harness.evaluate.text import check_text
 from harness.model_file import Bounds
-from harness.results.records import PerplexityRecord
+from harness.results.records import Graph, Ground
 from harness.text.decoders import VERSIONS
 from harness.text.templates import MULTIMODAL, TEMPLATES
 from harness.text.windows import rolling_windows
@@ -108,10 +108,10 @@ def test_a_tie_spans_two_steps_or_four_times_the_noise(gap: float, noise: float,
 
 
 def test_the_noise_is_the_rms_of_paired_log_likelihoods() -> None:
-    known = reference(2, 2)
-    assert noise(known, [-2.0] * 100) == 0
-    assert noise(known, [-2.3, -1.7] * 50) == pytest.approx(0.3)
-    assert noise(known, [-2.0] * 99) == math.inf
+    known = ground("QDQ", 2)
+    assert worst_noise(known, [phone("kv", 2)]) == 0
+    assert worst_noise(known, [phone("prefill", 2), phone("kv", 2.3, tokens=20)]) == pytest.approx(0.3)
+    assert worst_noise(known, []) == math.inf
     assert noise_check("c", 0.25, Bounds()).passed
     assert not noise_check("c", 0.26, Bounds()).passed
     assert not noise_check("c", math.inf, Bounds()).passed
@@ -121,14 +121,12 @@ def test_no_text_is_no_pass() -> None:
     assert not text_check("c", ()).passed
 
 
-def reference(fp: float, qdq: float) -> Reference:
-    return Reference(
-        128, (), 50, Score(-fp * 100, 100, 50), Score(-qdq * 100, 100, 50), (-qdq,) * 100, "tokenizer.model", 0.01
-    )
+def ground(name: Ground, nll: float, tokens: int = 100, graph: Graph = "full") -> GroundScore:
+    return GroundScore(name, graph, (-nll,) * tokens, 50, 128)
 
 
-def phone(nll: float, tokens: int = 100) -> PerplexityRecord:
-    return PerplexityRecord("c", "PHONE", "kv", tokens, 50, nll * tokens, 128, tokens, 1.0)
+def phone(graph: Graph, nll: float, tokens: int = 100) -> GroundScore:
+    return ground("PHONE", nll, tokens, graph)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +142,26 @@ def phone(nll: float, tokens: int = 100) -> PerplexityRecord:
     ],
 )
 def test_perplexity_bounds(fp: float, qdq: float, on_phone: float, passed: tuple[bool, bool]) -> None:
-    checks = perplexity_checks("c", reference(fp, qdq), phone(on_phone), Bounds())
+    checks = perplexity_checks("c", ground("FP", fp), ground("QDQ", qdq), [phone("kv", on_phone)], Bounds())
     assert tuple(check.passed for check in checks) == passed
 
 
+@pytest.mark.parametrize(("kv", "passed"), [(2.0, True), (2.0 + math.log(1.009), True), (2.0 - math.log(1.011), False)])
+def test_both_graphs_are_held_to_each_other_and_to_qdq(kv: float, passed: bool) -> None:
+    scores = [phone("prefill", 2.0), phone("kv", kv, tokens=20)]
+    checks = {c.name: c for c in perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), scores, Bounds())}
+    assert checks["prefill_vs_kv_ppl"].passed is passed
+    assert "over 20 tokens" in checks["prefill_vs_kv_ppl"].text
+    assert checks["phone_vs_qdq_ppl"].passed
+    off = [phone("prefill", 2.0), phone("kv", 2.0 + math.log(1.03), tokens=20)]
+    assert not perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), off, Bounds())[0].passed
+
+
+def test_a_phone_that_scored_nothing_does_not_pass() -> None:
+    assert not perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), [], Bounds())[0].passed
+    assert not perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), [phone("kv", 2, 0)], Bounds())[0].passed
+
+
 def test_other_tokens_do_not_compare() -> None:
-    checks = perplexity_checks("c", reference(2, 2), phone(2.0, tokens=99), Bounds())
-    assert not checks[0].passed
+    checks = perplexity_checks("c", ground("FP", 2, 99), ground("QDQ", 2), [phone("kv", 2.0)], Bounds())
+    assert [check.passed for check in checks] == [True, False]

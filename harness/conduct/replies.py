@@ -1,0 +1,124 @@
+"""The prompts of a cell, each in a fresh process of the runner's own command line: text, TTFT, tok/s, memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from harness.conduct.attempt import Attempt
+from harness.errors import ConfigError
+from harness.evaluate.host import Reply
+from harness.farm.deploy import DeployReport
+from harness.farm.failures import Failure, classify
+from harness.farm.session import SessionResult, SessionSpec, prompt_flags, run_session
+from harness.model_file import Mode
+from harness.results.records import SampleRecord
+from harness.text.decoders import VERSIONS
+from harness.text.templates import find_template, format_prompt
+
+# The simulator takes seconds a step with a large vocabulary, a phone milliseconds: a limit, not an expectation.
+STEP_LIMIT_S = 30.0
+START_LIMIT_S = 120.0
+
+
+def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failure:
+    """Runs each prompt of the model and records a sample of it; the first failure ends it.
+
+    Raises:
+        HarnessError: the phone or the connection failed.
+    """
+    prompts = attempt.cell.model.prompts
+    replies: list[Reply] = []
+    for session, prompt in enumerate(prompts):
+        attempt.say(f"prompt {session + 1}/{len(prompts)}")
+        spec = session_spec(attempt, prompt, session)
+        result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
+        _keep_logs(attempt, session, result)
+        if failure := classify(result):
+            return failure
+        stats = json.loads(result.files["stats.json"].read_text(encoding="utf-8"))
+        attempt.bench.record(_sample(attempt, prompt, session, result, stats))
+        turn = stats["turns"][0]
+        replies.append((tuple(turn["prompt_tokens"]), tuple(turn["tokens"])))
+    return replies
+
+
+def session_spec(attempt: Attempt, prompt: str, session: int) -> SessionSpec:
+    """The runner's command line for one prompt."""
+    cell = attempt.cell
+    seq_len = min(cell.lengths.max_seq_len, _prompt_tokens(attempt, prompt, session) + cell.model.max_new_tokens)
+    flags = [
+        *("--model_path", attempt.payload.model, "--tokenizer_path", attempt.payload.tokenizer),
+        *("--decoder_model_version", VERSIONS[cell.model.decoder]),
+        *("--eval_mode", str(attempt.eval_mode), *attempt.lookahead_flags),
+        *("--seq_len", str(seq_len), "--temperature", "0"),
+        *("--output_path", "outputs.txt", "--performance_output_path", "inference_speed.txt"),
+        # A fixed number of tokens, whatever the text says, or speeds do not compare.
+        *("--x_stats_path", "stats.json", "--x_ignore_eos"),
+    ]
+    if cell.model.system_prompt:
+        flags += ["--system_prompt", cell.model.system_prompt]
+    return SessionSpec(
+        run_id=attempt.session_id,
+        number=session,
+        runner=attempt.payload.runner,
+        flags=(*flags, *prompt_flags([prompt])),
+        outputs=("outputs.txt", "inference_speed.txt", "stats.json"),
+        timeout_s=START_LIMIT_S + STEP_LIMIT_S * seq_len,
+    )
+
+
+def _prompt_tokens(attempt: Attempt, prompt: str, number: int) -> int:
+    """Tokens that the runner will feed for a prompt, BOS and chat template included.
+
+    Raises:
+        ConfigError: more than the context, or lookahead's part of it, has room for.
+    """
+    model, cell = attempt.cell.model, attempt.cell
+    template = find_template(VERSIONS[model.decoder])
+    count = len(attempt.tokenizer.encode(format_prompt(template, prompt, model.system_prompt or ""), bos=True))
+    step = cell.lengths.lookahead_ar_len if cell.mode is Mode.LOOKAHEAD else 1
+    if count > (limit := cell.lengths.max_seq_len - step):
+        raise ConfigError(
+            f"the prompt has {count} tokens, chat template included; the context of {cell.lengths.max_seq_len} takes "
+            f"{limit} in {cell.mode} mode",
+            where=f"{model.file}: prompts.{number}",
+            remedy="shorten it, or compile with a longer --max-seq-len",
+        )
+    return count
+
+
+def _keep_logs(attempt: Attempt, session: int, result: SessionResult) -> None:
+    into = attempt.folder(session)
+    into.mkdir(parents=True, exist_ok=True)
+    (into / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    (into / "stderr.txt").write_text(result.stderr, encoding="utf-8")
+    (into / "command.txt").write_text(result.command + "\n", encoding="utf-8")
+
+
+def _sample(attempt: Attempt, prompt: str, session: int, result: SessionResult, stats: dict[str, Any]) -> SampleRecord:
+    observer = result.observer
+    assert observer is not None, "classify() refuses a session without one"
+    turn = stats["turns"][0]
+    return SampleRecord(
+        cell=attempt.cell.id,
+        phone=attempt.phone.phone.name,
+        serial=attempt.phone.identity.serial,
+        soc=attempt.cell.soc.name,
+        target=attempt.bench.target,
+        session=session,
+        prompt=prompt,
+        prompt_tokens=observer.prompt_tokens,
+        generated_tokens=observer.generated_tokens,
+        text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
+        load_ms=observer.load_ms,
+        ttft_ms=observer.ttft_ms,
+        prefill_tok_s=observer.prefill_tok_s,
+        decode_tok_s=observer.decode_tok_s,
+        peak_rss_mb=round(stats["peak_rss_kib"] / 1024, 1),
+        settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": True, "seed": 0},
+        raw={**vars(observer), "turns": stats["turns"]},
+        attempt=attempt.number,
+        decode_steps=turn["decode_steps"],
+        accepted_tokens=turn["accepted"] if attempt.cell.mode is Mode.LOOKAHEAD else None,
+    )

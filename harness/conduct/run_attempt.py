@@ -1,0 +1,50 @@
+"""What an attempt does, in order."""
+
+from __future__ import annotations
+
+from harness.conduct.accuracy import measure_accuracy
+from harness.conduct.attempt import Attempt, verdict
+from harness.conduct.replies import run_prompts
+from harness.evaluate.judge import text_check
+from harness.farm.deploy import DeployReport, deploy
+from harness.farm.failures import Failure
+from harness.farm.recover import sweep
+from harness.results.records import DeployRecord
+
+
+def run_attempt(attempt: Attempt) -> Failure | None:
+    """Deploys, runs every prompt in a process of its own, measures accuracy in one that stays, and judges.
+
+    Returns:
+        None when all checks hold.
+
+    Raises:
+        HarnessError: the phone, the connection or the artifact failed.
+    """
+    cell, bench = attempt.cell, attempt.bench
+    if leftovers := sweep(attempt.phone.link):
+        attempt.say(f"removed what a dead run left: {leftovers}")
+    attempt.say("deploying")
+    deployed = deploy(attempt.phone.link, attempt.payload.files)
+    bench.record(_deploy_record(attempt, deployed))
+    replies = run_prompts(attempt, deployed)
+    if isinstance(replies, Failure):
+        return replies
+    accuracy = measure_accuracy(attempt, deployed)
+    attempt.say("comparing the text with QDQ's")
+    reports = bench.host.check_texts(attempt.artifact.reference, attempt.reference, replies, accuracy.noise)
+    checks = (*accuracy.checks, text_check(cell.id, reports))
+    for check in checks:
+        bench.record(check)
+    return verdict(checks)
+
+
+def _deploy_record(attempt: Attempt, deployed: DeployReport) -> DeployRecord:
+    return DeployRecord(
+        attempt.cell.id,
+        attempt.phone.phone.name,
+        deployed.pushed,
+        deployed.reused,
+        deployed.bytes,
+        round(deployed.seconds, 3),
+    )

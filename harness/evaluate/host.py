@@ -1,0 +1,68 @@
+"""The float model and QDQ on this computer, from the modules a build leaves: scores, and the judgement of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.build.reference import FP_FILE, QDQ_FILE, Reference
+from harness.errors import ConfigError
+from harness.evaluate.grounds import GroundScore, score_text
+from harness.evaluate.host_scorer import HostScorer
+from harness.evaluate.text import TextReport, check_text
+from harness.results.records import Ground
+from harness.text.heldout import HeldOut
+
+FILES: dict[Ground, str] = {"FP": FP_FILE, "QDQ": QDQ_FILE}
+
+Reply = tuple[tuple[int, ...], tuple[int, ...]]
+"""Token ids that were fed, BOS included, and those that came back."""
+
+
+class Host:
+    """Loads a module when it is first asked for, and keeps those of one reference folder."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._modules: dict[Ground, HostScorer] = {}
+        self._scores: dict[tuple[Ground, HeldOut], GroundScore] = {}
+
+    def scorer(self, folder: Path, ground: Ground) -> HostScorer:
+        """FP or QDQ of a reference folder.
+
+        Raises:
+            ConfigError: the folder has no such module: the model was too large to keep it.
+        """
+        if folder != self._folder:
+            self._folder, self._modules, self._scores = folder, {}, {}
+        if ground not in self._modules:
+            path = folder / FILES[ground]
+            if not path.is_file():
+                raise ConfigError(
+                    f"the {ground} module of this model was not kept when it was compiled",
+                    where=str(path),
+                    remedy="leave out --eval-tokens and --eval-tasks: the scores made at compile time are used then",
+                )
+            self._modules[ground] = HostScorer(path)
+        return self._modules[ground]
+
+    def grounds(self, folder: Path, reference: Reference, text: HeldOut) -> tuple[GroundScore, GroundScore]:
+        """FP's and QDQ's scores of a text: those made at compile time where it is the same text, else made now."""
+        if text == reference.held_out:
+            made = (("FP", reference.fp_each), ("QDQ", reference.qdq_each))
+            fp, qdq = (GroundScore(g, "full", each, text.words, reference.context) for g, each in made)  # type: ignore[arg-type]
+            return fp, qdq
+        return self._score(folder, "FP", text), self._score(folder, "QDQ", text)
+
+    def check_texts(
+        self, folder: Path, reference: Reference, replies: Sequence[Reply], noise: float
+    ) -> tuple[TextReport, ...]:
+        """Each reply against QDQ; `noise` as in `check_text`."""
+        module = self.scorer(folder, "QDQ").module
+        return tuple(check_text(module, prompt, tokens, reference.logits_scale, noise) for prompt, tokens in replies)
+
+    def _score(self, folder: Path, ground: Ground, text: HeldOut) -> GroundScore:
+        scorer = self.scorer(folder, ground)
+        if (ground, text) not in self._scores:
+            self._scores[ground, text] = score_text(scorer, ground, "full", text)
+        return self._scores[ground, text]

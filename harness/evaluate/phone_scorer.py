@@ -1,0 +1,101 @@
+"""A phone's graphs as scorers, through a runner that stays. `stock_scorer` is the way without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from harness.errors import ConfigError, ProductError
+from harness.farm.resident import Resident
+from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH
+from harness.runtime.score import GraphChoice, WindowScore, parse_scores, request_json
+from harness.text.windows import Window
+
+STEP_LIMIT_S = 30.0
+"""The simulator takes seconds a step with a large vocabulary, a phone milliseconds: a limit, not an expectation."""
+ANSWER_LIMIT_S = 60.0
+CHUNK_STEPS = 64
+"""Steps asked for at once: enough for the way there and back not to count, few enough to show progress."""
+
+Progress = Callable[[int, int], None]
+"""Called with the windows scored so far and all of them."""
+
+
+class PhoneScorer:
+    """One graph of a .pte on a phone; log-likelihoods come back, logits do not.
+
+    Args:
+        resident: the runner, ready.
+        graph: `kv` scores token by token, `prefill` in blocks of AR, which costs about a step each.
+        progress: told after each chunk of windows.
+        step_limit_s: seconds a step may take.
+
+    Raises:
+        ConfigError: the .pte has no such graph, or one that cannot score (kv in lookahead mode).
+    """
+
+    def __init__(
+        self,
+        resident: Resident,
+        graph: GraphChoice,
+        *,
+        progress: Progress | None = None,
+        step_limit_s: float = STEP_LIMIT_S,
+    ) -> None:
+        self._resident = resident
+        self._graph = graph
+        self._progress = progress or (lambda _done, _total: None)
+        self._step_limit_s = step_limit_s
+        ar_len = resident.ready.ar_len.get(KV_GRAPH if graph == "kv" else PREFILL_GRAPH)
+        if ar_len is None or (graph == "kv" and ar_len != 1):
+            raise ConfigError(
+                f"the {graph} graph of a .pte in {resident.ready.mode} mode cannot score",
+                where="graph",
+                remedy='score with "prefill" in hybrid and lookahead mode, with "kv" in kv and hybrid mode',
+            )
+        self._ar_len = ar_len
+
+    @property
+    def context(self) -> int:
+        """See `Scorer`."""
+        return self._resident.ready.context
+
+    @property
+    def vocab(self) -> int:
+        """See `Scorer`."""
+        return self._resident.ready.vocab
+
+    def score(self, windows: Sequence[Window]) -> list[WindowScore]:
+        """See `Scorer`. Raises as `Resident.request`."""
+        results: list[WindowScore] = []
+        for chunk, steps in self._chunks(windows):
+            answer = self._resident.request(
+                "score", timeout_s=ANSWER_LIMIT_S + steps * self._step_limit_s, **request_json(chunk, self._graph)
+            )
+            try:
+                scores = parse_scores(answer["windows"])
+                lengths = [len(score.logprobs) for score in scores]
+                if lengths != [len(window.targets) for window in chunk]:
+                    raise ValueError(f"scores of {lengths} tokens")
+            except (KeyError, TypeError, ValueError) as error:
+                raise ProductError(f"the runner's scores have another form: {error}", where="score") from None
+            results += scores
+            self._progress(len(results), len(windows))
+        return results
+
+    def generate(self, prompt: Sequence[int], max_new: int, stop: Collection[int]) -> list[int]:
+        """See `Scorer`; ends where the context does, and takes the mode's own way. Raises as `Resident.generate`."""
+        limit = ANSWER_LIMIT_S + (len(prompt) + max_new) * self._step_limit_s
+        return list(self._resident.generate(prompt, max_new=max_new, stop=stop, timeout_s=limit).tokens)
+
+    def _chunks(self, windows: Sequence[Window]) -> Iterator[tuple[list[Window], int]]:
+        """Runs of windows that take about CHUNK_STEPS steps together, and those steps."""
+        chunk: list[Window] = []
+        steps = 0
+        for window in windows:
+            chunk.append(window)
+            steps += -(-len(window.inputs) // self._ar_len)
+            if steps >= CHUNK_STEPS:
+                yield chunk, steps
+                chunk, steps = [], 0
+        if chunk:
+            yield chunk, steps
