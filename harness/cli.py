@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--socs", help="chipsets, comma-separated; default: those of the rack")
     for name, text in LENGTH_OPTIONS.items():
         cells.add_argument(option(name), type=int, metavar="N", help=f"{text}; default: each model's own")
+    cells.add_argument("--calib-tasks", default="", help="calibrate with lm-eval tasks, comma-separated")
+    cells.add_argument("--calib-limit", type=int, default=1, metavar="N", help="documents of each task at most")
+    cells.add_argument("--calib-fewshot", type=int, metavar="K", help="examples before each document")
+    cells.add_argument("--calib-samples", type=Path, metavar="FILE", help="calibrate with .json, .jsonl or text")
+    cells.add_argument("--task-folder", type=Path, action="append", default=[], help="folder with lm-eval task YAMLs")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(
@@ -223,11 +228,20 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _planned(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The choice and the plan, from the files alone: no phone is asked."""
-    from harness.conduct.plan import plan, read_choice
+    from harness.conduct.plan import calibration_choice, plan, read_choice
     from harness.target import Target
 
     lengths = {name: value for name in LENGTH_OPTIONS if (value := getattr(arguments, name)) is not None}
-    choice = read_choice(arguments.rack, arguments.models, arguments.modes, arguments.socs, lengths=lengths)
+    calibration = calibration_choice(
+        arguments.calib_tasks,
+        arguments.calib_limit,
+        arguments.calib_fewshot,
+        arguments.calib_samples,
+        tuple(folder.absolute() for folder in arguments.task_folder),
+    )
+    choice = read_choice(
+        arguments.rack, arguments.models, arguments.modes, arguments.socs, lengths=lengths, calibration=calibration
+    )
     return choice, plan(choice, choice.inventory.phones, Target.SIM)
 
 
@@ -251,12 +265,12 @@ def _compile(arguments: argparse.Namespace) -> int:
     from harness.target import Target
     from harness.toolchain.environment import find_toolchain, fingerprint
 
-    _, planned = _planned(arguments)
+    choice, planned = _planned(arguments)
     toolchain = find_toolchain()
     target = Target(arguments.target)
-    located = artifacts(planned, target, fingerprint(toolchain))
+    located = artifacts(choice, planned, target, fingerprint(toolchain))
     cells = {p.cell.id: p.cell for p in planned if p.verdict.run}
-    requests = [Request(cell, target, located[cell_id]) for cell_id, cell in cells.items()]
+    requests = [Request(cell, target, located[cell_id], choice.calibration) for cell_id, cell in cells.items()]
     builder = Builder(toolchain, cache_root() / "build-logs", jobs=arguments.jobs)
     rows, failed = [], 0
     for result in builder.build(requests, lambda name, event: print(words(name, event), file=sys.stderr, flush=True)):

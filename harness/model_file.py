@@ -189,7 +189,10 @@ class EvalSection(Section):
 
 
 class CalibrationSection(Section):
-    """`calibration`: text that quantisation ranges are taken from, and how many samples of it."""
+    """`calibration`: text that quantisation ranges are taken from, and how many samples of it.
+
+    A model without it is calibrated with its prompts, unless the command line names something else.
+    """
 
     text: _Text
     samples: _Count
@@ -227,7 +230,7 @@ class ModelFile(Section):
     lengths: LengthsSection = LengthsSection()
     shards: _Count = 1
     eval: EvalSection
-    calibration: CalibrationSection
+    calibration: CalibrationSection | None = None
     prompts: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)]
     max_new_tokens: _Count
     bounds: Bounds = Bounds()

@@ -104,7 +104,7 @@ class ModelSpec:
     lengths: Lengths
     shards: int
     eval: Evaluation
-    calibration: Calibration
+    calibration: Calibration | None
     prompts: tuple[str, ...]
     max_new_tokens: int
     bounds: Bounds
@@ -168,7 +168,9 @@ def load_model(path: Path) -> ModelSpec:
         tokenizer=Tokenizer(file.tokenizer.kind, _resolve(path, file.tokenizer.path) if file.tokenizer.path else None),
         lengths=file.lengths.value(),
         eval=Evaluation(_resolve(path, file.eval.text), file.eval.tokens, file.eval.kv_tokens or file.eval.tokens),
-        calibration=Calibration(_resolve(path, file.calibration.text), file.calibration.samples),
+        calibration=Calibration(_resolve(path, file.calibration.text), file.calibration.samples)
+        if file.calibration
+        else None,
         **same,
     )
 
@@ -203,7 +205,7 @@ def _problems(document: Document[ModelFile], path: Path) -> list[Problem]:
         (("checkpoint", "path"), file.checkpoint.path),
         (("tokenizer", "path"), file.tokenizer.path),
         (("eval", "text"), file.eval.text),
-        (("calibration", "text"), file.calibration.text),
+        (("calibration", "text"), file.calibration.text if file.calibration else None),
     )
     for place, relative in referenced:
         if relative is not None and not _resolve(path, relative).is_file():

@@ -17,7 +17,14 @@ import pytest
 from _pytest.mark.expression import Expression
 
 from harness.conduct.live import Follower
-from harness.conduct.plan import DEFAULT_MODELS, LENGTH_OPTIONS, Planned, option
+from harness.conduct.plan import (
+    DEFAULT_MODELS,
+    LENGTH_OPTIONS,
+    Planned,
+    calibration_choice,
+    option,
+    split_names,
+)
 from harness.conduct.session import FirstProcess, Options, Run, join_run
 from harness.errors import ConfigError, HarnessError
 from harness.evaluate.choice import EvalChoice
@@ -52,6 +59,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--eval-limit", type=int, metavar="N", help="documents of each task at most (all)")
     group.addoption("--eval-fewshot", type=int, metavar="K", help="examples before each document (the task's own)")
     group.addoption("--eval-seed", type=int, default=EvalChoice.seed, metavar="S", help="of the few-shot examples")
+    group.addoption("--calib-tasks", default="", help="calibrate with lm-eval tasks, comma-separated")
+    group.addoption("--calib-limit", type=int, default=1, metavar="N", help="documents of each task at most (1)")
+    group.addoption("--calib-fewshot", type=int, metavar="K", help="examples before each document (the task's own)")
+    group.addoption("--calib-samples", type=Path, metavar="FILE", help="calibrate with samples: .json, .jsonl or text")
     group.addoption("--task-folder", type=Path, action="append", default=[], help="folder with lm-eval task YAMLs")
     group.addoption("--reports", type=Path, default=REPOSITORY / "reports", help="where runs are written (reports/)")
 
@@ -68,6 +79,7 @@ def _is_device(name: str, /, **_: str | int | bool | None) -> bool:
 
 def _options(config: pytest.Config) -> Options:
     get = config.getoption
+    folders = tuple(folder.absolute() for folder in get("task_folder"))
     return Options(
         rack=get("rack"),
         models=get("models"),
@@ -79,11 +91,14 @@ def _options(config: pytest.Config) -> Options:
         lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
         evaluation=EvalChoice(
             tokens=get("eval_tokens"),
-            tasks=tuple(name.strip() for name in get("eval_tasks").split(",") if name.strip()),
+            tasks=split_names(get("eval_tasks")),
             limit=get("eval_limit"),
             fewshot=get("eval_fewshot"),
             seed=get("eval_seed"),
-            task_folders=tuple(folder.absolute() for folder in get("task_folder")),
+            task_folders=folders,
+        ),
+        calibration=calibration_choice(
+            get("calib_tasks"), get("calib_limit"), get("calib_fewshot"), get("calib_samples"), folders
         ),
     )
 

@@ -19,6 +19,7 @@ import psutil
 from filelock import FileLock
 
 from harness.build.cache import Artifact
+from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
 from harness.errors import BuildError, ConfigError, EnvError
@@ -45,11 +46,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """A cell's artifact, wanted for a target."""
+    """A cell's artifact, wanted for a target; located with the same calibration."""
 
     cell: Cell
     target: Target
     artifact: Artifact
+    calibration: CalibrationChoice = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class Builder:
         job = BuildJob(
             Path(first.cell.model.file),
             first.cell.lengths,
+            first.calibration,
             outputs,
             first.artifact.reference,
             first.artifact.fingerprint,

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from harness.build.calibration import MODELS_OWN, CalibrationChoice, fingerprint
 from harness.build.checkpoint import checkpoint_file
 from harness.build.reference import FILE
 from harness.model_file import Lengths, Mode
@@ -26,7 +27,10 @@ from harness.soc import Soc
 from harness.target import Target
 
 # Modules whose source changes what a build makes.
-_SOURCES = ("checkpoint.py", "recipe.py", "upstream.py", "score.py", "reference.py", "materials.py", "worker.py")
+_SOURCES = (
+    *("calibration.py", "checkpoint.py", "materials.py", "recipe.py", "reference.py", "score.py", "task_tokens.py"),
+    *("upstream.py", "worker.py"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,22 @@ class Artifact:
 
 
 def locate(
-    spec: ModelSpec, mode: Mode, soc: Soc, target: Target, lengths: Lengths, toolchain: dict[str, str]
+    spec: ModelSpec,
+    mode: Mode,
+    soc: Soc,
+    target: Target,
+    lengths: Lengths,
+    toolchain: dict[str, str],
+    calibration: CalibrationChoice = MODELS_OWN,
 ) -> Artifact:
     """Where the artifact of a cell is, or will be.
 
     Args:
         toolchain: `harness.toolchain.environment.fingerprint`.
+        calibration: what the user asked to calibrate with.
+
+    Raises:
+        ConfigError: a file of the calibration's is not there.
     """
     shared = {
         **{f"toolchain.{key}": value for key, value in toolchain.items()},
@@ -78,7 +92,7 @@ def locate(
         "weights": _file_hash(checkpoint_file(spec)),
         "recipe": spec.recipe.model_dump_json(),
         "shards": str(spec.shards),
-        "calibration": f"{_file_hash(spec.calibration.text)}:{spec.calibration.samples}",
+        "calibration": fingerprint(spec, calibration),
         "max_seq_len": str(lengths.max_seq_len),
     }
     scored = {"evaluation": f"{_file_hash(spec.eval.text)}:{spec.eval.tokens}"}

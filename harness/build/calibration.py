@@ -53,6 +53,21 @@ class CalibrationChoice:
     task_folders: tuple[Path, ...] = ()
 
 
+MODELS_OWN = CalibrationChoice()
+"""The user asked for nothing."""
+
+
+def choice_from_json(raw: dict[str, Any]) -> CalibrationChoice:
+    """The inverse of `dataclasses.asdict` with paths as text."""
+    return CalibrationChoice(
+        tuple(raw["tasks"]),
+        raw["limit"],
+        raw["fewshot"],
+        Path(raw["samples"]) if raw["samples"] else None,
+        tuple(Path(folder) for folder in raw["task_folders"]),
+    )
+
+
 def calibration_sequences(
     spec: ModelSpec, tokenizer: Tokenizer, choice: CalibrationChoice, context: int, tokenizer_file: Path | None = None
 ) -> list[list[int]]:
@@ -114,6 +129,7 @@ def fingerprint(spec: ModelSpec, choice: CalibrationChoice) -> str:
 
 
 def _own_text(spec: ModelSpec) -> Calibration | None:
+    """The model's calibration text; None where its file names none."""
     return spec.calibration
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from harness.build.calibration import CalibrationChoice, choice_from_json
 from harness.model_file import Lengths, Mode
 from harness.target import Target
 
@@ -28,6 +29,7 @@ class BuildJob:
     Attributes:
         model_file: the model's YAML.
         lengths: sizes compiled in, in tokens.
+        calibration: what the user asked to calibrate with.
         outputs: the artifacts still missing; kv and hybrid may be mixed: they share the decode graph.
         reference: cache folder for what does not depend on the SoC: float and QDQ scores, QDQ module, tokenizer.
         fingerprint: what goes into each manifest: everything that could change the artifact.
@@ -38,6 +40,7 @@ class BuildJob:
 
     model_file: Path
     lengths: Lengths
+    calibration: CalibrationChoice
     outputs: tuple[Output, ...]
     reference: Path
     fingerprint: dict[str, str]
@@ -59,6 +62,7 @@ class BuildJob:
         return BuildJob(
             Path(raw["model_file"]),
             Lengths(**raw["lengths"]),
+            choice_from_json(raw["calibration"]),
             outputs,
             Path(raw["reference"]),
             raw["fingerprint"],

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 
+from harness.build.calibration import MODELS_OWN, CalibrationChoice, calibration_sequences
 from harness.build.materials import tokenizer_file
 from harness.models import ModelSpec
-from harness.text.heldout import HeldOut, held_out, prefix_token
+from harness.text.heldout import HeldOut, held_out
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
 
@@ -37,18 +38,14 @@ class PreparedText:
         return tuple(round(value, 6) for window in self.held_out.windows for value in log_likelihoods(logits, window))
 
 
-def prepare_text(spec: ModelSpec, context: int, scratch: Path) -> PreparedText:
-    """Tokenises a model's held-out text and calibration text."""
+def prepare_text(
+    spec: ModelSpec, context: int, scratch: Path, calibration: CalibrationChoice = MODELS_OWN
+) -> PreparedText:
+    """Tokenises a model's held-out text, and what it is calibrated with."""
     path = tokenizer_file(spec, scratch)
     tokenizer = load_tokenizer(path)
     text = held_out(tokenizer, spec.eval.text.read_text(encoding="utf-8"), spec.eval.tokens, context)
-    calibration = tokenizer.encode(spec.calibration.text.read_text(encoding="utf-8"), bos=False)
-    step = context - 1
-    samples = [
-        [prefix_token(tokenizer), *calibration[start : start + step]]
-        for start in range(0, min(len(calibration), spec.calibration.samples * step), step)
-    ]
-    return PreparedText(path, samples, text)
+    return PreparedText(path, calibration_sequences(spec, tokenizer, calibration, context, path), text)
 
 
 def log_likelihoods(logits: Logits, window: Window) -> list[float]:

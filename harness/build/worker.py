@@ -60,7 +60,7 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         if Mode.LOOKAHEAD in modes:
             args = upstream.control_args(spec, Mode.LOOKAHEAD, job.lengths, params, checkpoint)
             ahead = upstream.lookahead_decoder(spec, args)
-        text = prepare_text(spec, job.lengths.max_seq_len, scratch)
+        text = prepare_text(spec, job.lengths.max_seq_len, scratch, job.calibration)
     soc = job.outputs[0].soc
 
     def logits(tokens: list[int]) -> torch.Tensor:

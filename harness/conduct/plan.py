@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.build.cache import Artifact, locate
+from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.errors import ConfigError
 from harness.gates import Verdict, judge
 from harness.inventory import Inventory, Phone, load_inventory
@@ -37,6 +38,7 @@ class Choice:
     models: tuple[ModelSpec, ...]
     modes: tuple[Mode, ...] | None
     socs: tuple[Soc, ...] | None
+    calibration: CalibrationChoice = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,26 @@ class Planned:
     phones: tuple[str, ...]
 
 
+def split_names(text: str) -> tuple[str, ...]:
+    """`a, b` → its names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def calibration_choice(
+    tasks: str, limit: int, fewshot: int | None, samples: Path | None, folders: tuple[Path, ...]
+) -> CalibrationChoice:
+    """The `--calib-…` options.
+
+    Raises:
+        ConfigError: the samples file is not there.
+    """
+    if samples is not None and not samples.is_file():
+        raise ConfigError("no such file", where=f"--calib-samples {samples}", remedy="name a .json, .jsonl or text")
+    return CalibrationChoice(
+        split_names(tasks), limit, fewshot, samples.absolute() if samples is not None else None, folders
+    )
+
+
 def read_choice(
     rack: Path,
     models: str,
@@ -55,6 +77,7 @@ def read_choice(
     socs: str | None,
     folder: Path = MODELS,
     lengths: Mapping[str, int] | None = None,
+    calibration: CalibrationChoice = MODELS_OWN,
 ) -> Choice:
     """Reads the inventory and the models, and parses the selections.
 
@@ -63,18 +86,20 @@ def read_choice(
         models, modes, socs: comma-separated.
         folder: of the models' files.
         lengths: fields of `Lengths` to use instead of each model's own.
+        calibration: what to calibrate with.
 
     Raises:
         ConfigError: with file, key and line, or the option's name.
     """
     known = load_models(folder)
-    names = [name.strip() for name in models.split(",") if name.strip()]
+    names = split_names(models)
     chosen = parse_modes(modes) if modes else None
     return Choice(
         load_inventory(rack),
         tuple(with_lengths(model, lengths or {}, chosen or model.modes) for model in select(known, names)),
         chosen,
         parse_socs(socs) if socs else None,
+        calibration,
     )
 
 
@@ -124,10 +149,14 @@ def plan(choice: Choice, phones: Iterable[Phone], target: Target) -> tuple[Plann
     return tuple(sorted(planned, key=lambda p: (p.cell.model.name, _ORDER[p.cell.mode], p.cell.id)))
 
 
-def artifacts(planned: Sequence[Planned], target: Target, fingerprint: dict[str, str]) -> dict[str, Artifact]:
+def artifacts(
+    choice: Choice, planned: Sequence[Planned], target: Target, fingerprint: dict[str, str]
+) -> dict[str, Artifact]:
     """Cell id → where its artifact is or will be, for every cell that runs."""
     return {
-        p.cell.id: locate(p.cell.model, p.cell.mode, p.cell.soc, target, p.cell.lengths, fingerprint)
+        p.cell.id: locate(
+            p.cell.model, p.cell.mode, p.cell.soc, target, p.cell.lengths, fingerprint, choice.calibration
+        )
         for p in planned
         if p.verdict.run
     }

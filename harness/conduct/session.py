@@ -12,6 +12,7 @@ from pathlib import Path
 from harness import __version__
 from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
+from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, wait_for_artifact
@@ -40,6 +41,7 @@ class Options:
     Attributes:
         lengths: fields of `Lengths` that replace each model's own.
         evaluation: the `--eval-…` options.
+        calibration: the `--calib-…` options.
     """
 
     rack: Path
@@ -51,10 +53,13 @@ class Options:
     reports: Path
     lengths: dict[str, int] = field(default_factory=dict)
     evaluation: EvalChoice = field(default_factory=EvalChoice)
+    calibration: CalibrationChoice = MODELS_OWN
 
     def choice(self) -> Choice:
         """The selections, read and checked."""
-        return read_choice(self.rack, self.models, self.modes, self.socs, lengths=self.lengths)
+        return read_choice(
+            self.rack, self.models, self.modes, self.socs, lengths=self.lengths, calibration=self.calibration
+        )
 
 
 class Run:
@@ -72,7 +77,7 @@ class Run:
         self.artifacts: dict[str, Artifact] = (
             given_artifacts(given, self.planned_cells(), self.target, self.fingerprint)
             if given
-            else artifacts(self.planned, self.target, self.fingerprint)
+            else artifacts(choice, self.planned, self.target, self.fingerprint)
         )
         self._attached: tuple[AttachedPhone, ...] | None = None
         self._host = Host()
@@ -143,17 +148,17 @@ class Run:
         )
 
 
-def check_evaluation(choice: EvalChoice) -> None:
-    """Refuses tasks that are unknown or have no data, before anything runs.
+def check_tasks(tasks: Sequence[str], folders: Sequence[Path]) -> None:
+    """Refuses lm-eval tasks that are unknown or have no data, before anything runs.
 
     Raises:
         ConfigError: names the task.
     """
-    if choice.tasks:
+    if tasks:
         # Here and not at the top: it loads lm-eval, which takes seconds and most runs do without.
         from harness.text.lm_tasks import load_tasks
 
-        load_tasks(choice.tasks, choice.task_folders)
+        load_tasks(tasks, folders)
 
 
 def join_run(options: Options, folder: Path) -> Run:
@@ -173,7 +178,8 @@ class FirstProcess:
             dry: only plan (`--collect-only`): no rack is started, no phone asked, nothing recorded.
         """
         choice = options.choice()
-        check_evaluation(options.evaluation)
+        check_tasks(options.evaluation.tasks, options.evaluation.task_folders)
+        check_tasks(choice.calibration.tasks, choice.calibration.task_folders)
         self._rack: RackUse | None = None
         self._builds: BuildService | None = None
         if dry:
@@ -196,7 +202,7 @@ class FirstProcess:
             self._rack.close()
             raise
         requests = [
-            Request(p.cell, self.run.target, self.run.artifacts[p.cell.id])
+            Request(p.cell, self.run.target, self.run.artifacts[p.cell.id], choice.calibration)
             for p in self.run.planned
             if p.verdict.run and options.pte is None
         ]

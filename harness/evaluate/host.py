@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.build.reference import FP_FILE, QDQ_FILE, Reference
 from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
-from harness.evaluate.host_scorer import HostScorer
+from harness.evaluate.host_scorer import HostScorer, torch_threads
 from harness.evaluate.text import TextReport, check_text
 from harness.results.records import Ground
 from harness.text.heldout import HeldOut
@@ -59,7 +59,8 @@ class Host:
     ) -> tuple[TextReport, ...]:
         """Each reply against QDQ; `noise` as in `check_text`."""
         module = self.scorer(folder, "QDQ").module
-        return tuple(check_text(module, prompt, tokens, reference.logits_scale, noise) for prompt, tokens in replies)
+        with torch_threads(1):
+            return tuple(check_text(module, *reply, reference.logits_scale, noise) for reply in replies)
 
     def _score(self, folder: Path, ground: Ground, text: HeldOut) -> GroundScore:
         scorer = self.scorer(folder, ground)

@@ -59,7 +59,7 @@ class HostScorer:
             if len(window.inputs) != len(window.targets):
                 raise ConfigError("as many inputs as targets were expected", where=f"windows[{number}]")
             self._check((*window.inputs, *window.targets), len(window.inputs), f"windows[{number}]")
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             return [self._score(window) for window in windows]
 
     def _score(self, window: Window) -> WindowScore:
@@ -79,7 +79,7 @@ class HostScorer:
         """
         self._check(prompt, len(prompt), "prompt")
         tokens = list(prompt)
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             for _ in range(min(max_new, self.context - len(prompt) + 1)):
                 tokens.append(greedy(self.module.run(tokens).logits[-1]))
                 if tokens[-1] in stop:
@@ -95,7 +95,7 @@ class HostScorer:
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """The number is the process's: it is given back."""
     import torch
 

@@ -14,6 +14,7 @@ import pytest
 
 from harness.build.builder import Builder, Limits, Request, check_disk, groups
 from harness.build.cache import Artifact, locate
+from harness.build.calibration import CalibrationChoice
 from harness.build.events import Event, emit, parse
 from harness.build.given import given_artifacts, misfits
 from harness.build.job import BuildJob, Output
@@ -65,6 +66,10 @@ def test_the_key_changes_with_everything_that_could_change_the_bytes(tiny: Model
             FINGERPRINT,
         ),
         locate(replace(tiny, shards=2), Mode.HYBRID, SOC, Target.SIM, lengths, FINGERPRINT),
+        locate(tiny, Mode.LOOKAHEAD, SOC, Target.SIM, lengths, FINGERPRINT),
+        locate(tiny, Mode.LOOKAHEAD, SOC, Target.SIM, replace(lengths, gcap=5), FINGERPRINT),
+        locate(tiny, Mode.HYBRID, SOC, Target.SIM, lengths, FINGERPRINT, CalibrationChoice(samples=text)),
+        locate(replace(tiny, calibration=None), Mode.HYBRID, SOC, Target.SIM, lengths, FINGERPRINT),
     ]
     assert len({place.key for place in places}) == len(places)
     assert places[0] == locate(tiny, Mode.HYBRID, SOC, Target.SIM, lengths, FINGERPRINT)
@@ -75,7 +80,7 @@ def test_a_kv_artifact_does_not_depend_on_the_prefill_length(tiny: ModelSpec) ->
     assert one == other
 
 
-def test_one_reference_serves_all_socs_and_both_modes(tiny: ModelSpec) -> None:
+def test_one_reference_serves_all_socs_and_modes(tiny: ModelSpec) -> None:
     found = {
         request(tiny, mode, soc).artifact.reference for mode in (Mode.KV, Mode.HYBRID) for soc in ("SM8550", "SM8750")
     }
@@ -92,7 +97,8 @@ def test_kv_and_hybrid_share_a_worker_and_models_do_not(tiny: ModelSpec) -> None
 
 def test_a_job_survives_its_file(tmp_path: Path) -> None:
     output = Output(Mode.KV, "SM8650", Target.SIM, "k", tmp_path / "a")
-    job = BuildJob(tmp_path / "m.yaml", Lengths(), (output,), tmp_path / "r", {"a": "b"}, 2, 1, tmp_path / "f")
+    choice = CalibrationChoice(("task",), 3, 2, tmp_path / "s.json", (tmp_path / "tasks",))
+    job = BuildJob(tmp_path / "m.yaml", Lengths(), choice, (output,), tmp_path / "r", {"a": "b"}, 2, 1, tmp_path / "f")
     assert BuildJob.from_json(job.to_json()) == job
 
 

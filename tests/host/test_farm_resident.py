@@ -170,6 +170,17 @@ def test_windows_are_asked_for_in_chunks(link: PhoneLink, tmp_path: Path) -> Non
     ]
 
 
+def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path: Path) -> None:
+    with toy(link, tmp_path, 3, lookahead=[2, 2, 2]) as resident:
+        with pytest.raises(ConfigError, match="the kv graph of a .pte in lookahead mode cannot score"):
+            PhoneScorer(resident, "kv")
+        assert len(PhoneScorer(resident, "prefill").score(WINDOWS)) == 3
+        assert resident.requests == 1
+    info = toy_info(decode_ar=4)
+    with pytest.raises(ConfigError, match="cannot score token by token"):
+        StockScorer(link, resident._deployed, Payload((), "r", "m", "t"), info, run_id="x", decoder_version="llama2")
+
+
 def test_a_refused_request_does_not_end_it(link: PhoneLink, tmp_path: Path) -> None:
     with toy(link, tmp_path, 3, fail_at=2) as resident:
         with pytest.raises(ConfigError, match="outside the vocabulary") as refused:
@@ -332,7 +343,7 @@ def real_spec(payload: Payload, number: int) -> SessionSpec:
 def text_windows(tokenizer: Path) -> list[Window]:
     text = "In the beginning God created the heavens and the earth. And the earth was without form, and void;"
     ids = load_tokenizer(tokenizer).encode(text, bos=True)[:24]
-    return [Window(tuple(ids[:10]), tuple(ids[1:11])), Window(tuple(ids[:3]), tuple(ids[1:4]))]
+    return [Window(tuple(ids[:8]), tuple(ids[1:9])), Window(tuple(ids[:2]), tuple(ids[1:3]))]
 
 
 @pytest.mark.slow
@@ -355,7 +366,7 @@ def test_both_scorers_agree(
                 assert one.logprobs == pytest.approx(other.logprobs, rel=0, abs=1e-9)
                 assert (one.greedy, one.steps) == (other.greedy, other.steps)
         assert scorer.generate(prompt, 4, ()) == tokens
-        assert scorer.generate(prompt, 4, tokens[1:2]) == tokens[:2] == stock.generate(prompt, 4, tokens[1:2])
+        assert scorer.generate(prompt, 4, tokens[1:2]) == tokens[:2]
         # The other graph rounds differently here and there: close, not equal.
         blocks = PhoneScorer(resident, "prefill").score(windows)
         assert [block.steps for block in blocks] == [1, 1]

@@ -108,9 +108,13 @@ def test_mistakes_have_their_line(
         assert word in message
 
 
-@pytest.mark.parametrize("key", [key for key in TINY if key != "name"])
+@pytest.mark.parametrize("key", [key for key in TINY if key not in ("name", "calibration")])
 def test_every_key_of_the_sample_is_required(tmp_path: Path, key: str) -> None:
     assert f"tiny.yaml:1: {key}: the key is missing" in refused(write_model(tmp_path, **{key: None}))
+
+
+def test_a_model_without_calibration_text_is_calibrated_with_its_prompts(tmp_path: Path) -> None:
+    assert load_model(write_model(tmp_path, calibration=None)).calibration is None
 
 
 def test_the_name_is_the_files(tmp_path: Path) -> None:
