@@ -172,7 +172,7 @@ def test_windows_are_asked_for_in_chunks(link: PhoneLink, tmp_path: Path) -> Non
 
 def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path: Path) -> None:
     with toy(link, tmp_path, 3, lookahead=[2, 2, 2]) as resident:
-        with pytest.raises(ConfigError, match="the kv graph of a .pte in lookahead mode cannot score"):
+        with pytest.raises(ConfigError, match=r"the kv graph of a \.pte in lookahead mode cannot score"):
             PhoneScorer(resident, "kv")
         assert len(PhoneScorer(resident, "prefill").score(WINDOWS)) == 3
         assert resident.requests == 1

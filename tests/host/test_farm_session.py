@@ -307,7 +307,7 @@ def test_the_time_limit_ends_the_runner_and_its_children_on_the_phone(link: Phon
     assert result.exit_status is None
     assert result.stdout == "started\n"
     assert processes(link, "sleep 30") == []
-    assert processes(link, "qnn_llama_runner") == []
+    assert processes(link, "test-2/qnn_llama_runner") == []  # without namespaces other racks' runners are seen too
     found = classify(result)
     assert found
     assert found.failure_class is FailureClass.PRODUCT

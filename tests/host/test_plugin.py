@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -59,6 +60,10 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
         (["--modes", "kw"], ["CONFIG", "kw"]),
         (["--rack", "no/such.yaml"], ["CONFIG", "no/such.yaml"]),
         (["--socs", "SM8350"], ["CONFIG", "--socs SM8350", "htpfarm devices"]),
+        (["--eval-tasks", "htpfarm_ending"], ["CONFIG", "htpfarm_ending", "htpfarm_endings"]),
+        (["--eval-tasks", "hellaswag"], ["CONFIG", "hellaswag"]),
+        (["--calib-samples", "no/such.json"], ["CONFIG", "--calib-samples no/such.json"]),
+        (["--modes", "lookahead", "--ngram", "5", "--window", "16", "--gcap", "16"], ["CONFIG", "step of 128 tokens"]),
         (["--pte", "no/such/folder"], ["CONFIG", "tiny_llama-kv-SM8550.pte: not there"]),
     ],
 )
@@ -159,7 +164,35 @@ def live(reports: Path) -> str:
     return "".join(path.read_text() for path in reports.glob("*/live.log"))
 
 
-@pytest.mark.parametrize("moment", ["deploying", "prompt 1/"])
+def test_a_given_pte_is_evaluated_later_with_more_text_and_tasks(given: Path, tmp_path: Path) -> None:
+    cache, reports, rack = tmp_path / "cache", tmp_path / "reports", tmp_path / "rack.yaml"
+    rack.write_text(RACK)
+    asked = ["--eval-tokens", "320", "--eval-tasks", "htpfarm_endings", "--eval-limit", "3"]
+    arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(given), "--reports", str(reports), *asked]
+    try:
+        status, output = finished(device(*arguments, cache=cache))
+    finally:
+        _rack_down(cache)
+    assert status == 0, output
+    (folder,) = reports.iterdir()
+    run = load_run(folder)
+    (cell,) = run.outcomes
+    scored = {(record.ground, record.graph): record for record in run.perplexities[cell]}
+    assert set(scored) == {("FP", "full"), ("QDQ", "full"), ("PHONE", "kv"), ("PHONE", "prefill")}
+    assert {(record.tokens, record.words) for record in scored.values()} == {(320, scored["FP", "full"].words)}
+    assert scored["PHONE", "kv"].steps == 320
+    assert scored["PHONE", "prefill"].steps == 10  # blocks of 32
+    names = {check.name for check in run.checks[cell]}
+    assert names == {"phone_vs_qdq_ppl", "prefill_vs_kv_ppl", "qdq_vs_fp_ppl", "phone_vs_qdq_rms", "text_as_qdq"}
+    tasks = run.tasks[cell]
+    assert [(task.ground, task.samples) for task in tasks] == [("FP", 3), ("QDQ", 3), ("PHONE", 3)]
+    assert all({"acc", "acc_norm"} <= set(task.metrics) for task in tasks)
+    lm_eval = json.loads((folder / tasks[-1].path).read_text())
+    assert lm_eval["results"]["htpfarm_endings"]["acc,none"] == tasks[-1].metrics["acc"]
+    assert not (cache / "artifacts").exists()
+
+
+@pytest.mark.parametrize("moment", ["deploying", "prompt 1/", "perplexity of"])
 def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Path, tmp_path: Path) -> None:
     cache, reports, rack = tmp_path / "cache", tmp_path / "reports", tmp_path / "rack.yaml"
     rack.write_text(RACK)
