@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from harness.config import Section
-
-UPSTREAM = "upstream"
-"""The recipe that ExecuTorch itself uses for the model's decoder."""
+from harness.recipes import Recipe
 
 _NAME = r"^[a-z0-9_]+$"
 _Text = Annotated[str, Field(min_length=1)]
@@ -129,25 +127,6 @@ class TokenizerSection(Section):
 
     kind: Literal["sentencepiece", "huggingface"]
     path: _Text | None = None
-
-
-class Recipe(Section):
-    """`recipe`: how the model is quantised; what is not given is as upstream has it."""
-
-    name: str = Field(default=UPSTREAM, pattern=_NAME)
-    weights: Literal["16a4w", "16a8w", "lpbq"] | None = None
-    kv_bits: Literal[8, 16] | None = None
-    block_size: _Count | None = None
-
-    @model_validator(mode="after")
-    def _named_when_changed(self) -> Recipe:
-        # A report that says "upstream" must be comparable with upstream's own numbers.
-        changed = [key for key in ("weights", "kv_bits", "block_size") if getattr(self, key) is not None]
-        if changed and self.name == UPSTREAM:
-            raise ValueError(f"{', '.join(changed)} changes the upstream recipe: give it a name of its own")
-        if self.block_size is not None and self.weights != "lpbq":
-            raise ValueError("block_size goes with weights: lpbq only")
-        return self
 
 
 class Needs(Section):

@@ -10,7 +10,8 @@ from typing import Literal
 
 from harness.config import Document, Problem, read_document
 from harness.errors import ConfigError
-from harness.model_file import UPSTREAM, Bounds, Lengths, Mode, ModelFile, Needs, Params, Recipe
+from harness.model_file import Bounds, Lengths, Mode, ModelFile, Needs, Params
+from harness.recipes import UPSTREAM, Recipe, recipe_problems
 from harness.soc import suggestion
 
 __all__ = [
@@ -122,7 +123,7 @@ class ModelSpec:
     @property
     def lpbq(self) -> bool:
         """Whether the model's recipe quantises weights by blocks (LPBQ)."""
-        return self.recipe.weights == "lpbq" if self.recipe.weights else self.needs.lpbq
+        return self.recipe.asks_lpbq(self.needs.lpbq)
 
 
 def load_models(folder: Path) -> dict[str, ModelSpec]:
@@ -197,7 +198,7 @@ def _resolve(path: Path, relative: str) -> Path:
 
 def _problems(document: Document[ModelFile], path: Path) -> list[Problem]:
     file = document.value
-    problems = []
+    problems = recipe_problems(file.recipe, file.params)
     expected = path.parent.name if path.name == "model.yaml" else path.stem
     if file.name != expected:
         problems.append(Problem(("name",), f"is {file.name!r}, but the file's place says {expected!r}"))
