@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ class WindowScore:
         logprobs: natural log-probability of each target token.
         greedy: whether each target token was the most likely one (lowest id of equals).
         steps: executions of the graph.
-        seconds: time they took.
+        seconds: spent in these executions, all else left out.
     """
 
     logprobs: tuple[float, ...]
@@ -69,9 +68,9 @@ def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> li
             rows.append(logprobs)
             hits.extend(greedy)
 
-        start = time.perf_counter()
+        before = session.run_seconds
         session.feed(window.inputs, graph=chosen, keep=False, on_rows=take)
-        seconds = time.perf_counter() - start
+        seconds = session.run_seconds - before
         results.append(WindowScore(tuple(float(x) for x in np.concatenate(rows)), tuple(hits), steps, seconds))
     session.rewind(0)
     return results

@@ -7,6 +7,7 @@ prompts longer than CL−AR).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,11 @@ class Session:
     Args:
         executor: runs the graphs.
         prefill: name of the graph that takes prompts; default `prefill_forward` where there is one.
+
+    Attributes:
+        tokens: the text so far.
+        bytes_per_step: bytes that each step copied into the cache.
+        run_seconds: spent in the graphs so far, all else left out.
     """
 
     def __init__(self, executor: Executor, prefill: str | None = None) -> None:
@@ -87,6 +93,7 @@ class Session:
         self.tokens: list[int] = []
         self.cache = KvCache(self.info, self.prefill_graph)
         self.bytes_per_step: list[int] = []
+        self.run_seconds = 0.0
         self._masks: _Masks | None = None
 
     @property
@@ -184,7 +191,9 @@ class Session:
         places = np.minimum(past + steps, self.info.context_len - 1).astype(graph.positions.dtype)[None]
         mask, windowed = self._mask(graph, past, attention_map, offsets)
         inputs = [ids, mask[None, None], *([windowed[None, None]] if windowed is not None else []), places]
+        start = time.perf_counter()
         outputs = self.executor.run(graph.name, [*inputs, *self.cache.inputs()])
+        self.run_seconds += time.perf_counter() - start
         layers = self.info.n_layers
         return StepOutput(outputs[0][0], tuple(outputs[1 : 1 + layers]), tuple(outputs[1 + layers :]))
 

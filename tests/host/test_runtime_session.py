@@ -228,6 +228,7 @@ def test_smart_mask_copies_a_column_a_token_and_needs_a_context(decode_ar: int, 
         assert [size + own for size in held] == [heads * context * dim] * (2 * layers)
 
 
+@pytest.mark.slow
 def test_the_accounts_of_a_compiled_model(runtime_artifacts: dict[str, Path]) -> None:
     for pte in ("kv", "hybrid", "lookahead"):
         info = read_info(runtime_artifacts[pte])
