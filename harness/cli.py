@@ -106,7 +106,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from harness.rack.cli import print_exports
+    from harness.rack.cli import export_lines
     from harness.toolchain.doctor import LICENCE_NOTE, examine
     from harness.toolchain.environment import find_toolchain
 
@@ -115,7 +115,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if arguments.json:
             _print_json(exports)
         else:
-            print_exports(exports)
+            print("\n".join(export_lines(exports)))
         return 0
     findings = examine()
     if arguments.json:

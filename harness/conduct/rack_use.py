@@ -17,9 +17,9 @@ from harness.toolchain.environment import Toolchain
 
 def start_rack(phones: Sequence[tuple[str, PhoneKind]], toolchain: Toolchain, state_dir: Path) -> RackState:
     """Starts a rack, or finds it, whose runner has the toolchain's environment and keeps to one core a phone."""
-    locks = state_dir / "cores"
-    make_core_locks(locks)
-    return up(phones, state_dir=state_dir, runner_env={**toolchain.environment({}), CORE_LOCKS: str(locks)})
+    locks = make_core_locks()
+    runner_env = {**toolchain.environment({}), CORE_LOCKS: str(locks)}
+    return up(phones, state_dir=state_dir, runner_env=runner_env, expose=[locks])
 
 
 class RackUse:

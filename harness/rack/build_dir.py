@@ -8,6 +8,7 @@ Which files it pushes, by which names, and how it calls `adb`: `SimpleADB` in Ex
     DIR/bin/adb           the adb of the rack's server: a client of another version would try to end that server
     DIR/run/gpt2/         DIR/run is the working directory; the folder stands in for the hub's gpt2
     DIR/MODEL/            a model under the names llama.py wants; its .pte files in DIR/MODEL/SOC/
+    DIR/llama.sh          an example: the variables and a command line (written by `cli.cmd_build_dir`)
 
 A virtual phone loads none of the libraries that it is sent: its runner brings the simulator along. So each library for
 a phone is a text that says so.

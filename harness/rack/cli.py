@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.errors import ConfigError, InfraError
+from harness.files import write_atomically
 from harness.model_file import Mode
 from harness.paths import MODELS, REPOSITORY
 from harness.rack import manage
@@ -56,8 +57,9 @@ def cmd_build_dir(folder: Path | None, *, state_dir: Path | None = None) -> dict
     """Writes what ExecuTorch's llama.py needs to drive the running rack, with the tiny model's compiled programs.
 
     Returns:
-        `environment` (the variables to export), `directory` (where to run) and `command` (an example; None while no
-        hybrid is compiled for the rack's phones).
+        `environment` (the variables to export), `directory` (where to run), `command` (an example), `script` (a file
+        with these three, which takes further arguments). The last two are None while no hybrid is compiled for the
+        rack's phones.
 
     Raises:
         ConfigError: no folder is given, or it cannot be written.
@@ -99,24 +101,35 @@ def cmd_build_dir(folder: Path | None, *, state_dir: Path | None = None) -> dict
                 prompt=model.prompts[0],
                 more=("--eval_tasks", str(REPOSITORY / "tasks" / "htpfarm_text.yaml")),
             )
+    variables = build_dir.exports(made, toolchain, state)
+    script = made.folder / "llama.sh"
+    script.unlink(missing_ok=True)  # an old one knows an old port
+    if example:
+        lines = [
+            *export_lines(variables),
+            f"cd {shlex.quote(str(made.run))} || exit",
+            f'exec {shlex.join(example)} "$@"',
+        ]
+        write_atomically(script, "\n".join(["#!/bin/sh", *lines, ""]), mode=0o755)
     return {
-        "environment": build_dir.exports(made, toolchain, state),
+        "environment": variables,
         "directory": str(made.run),
         "command": example,
+        "script": str(script) if example else None,
     }
 
 
 def print_build_dir(report: Mapping[str, Any]) -> None:
     """For a shell's `eval`: exports, then the example as a comment."""
-    print_exports(report["environment"])
-    if report["command"]:
-        print(f"# then, for example: cd {shlex.quote(report['directory'])} && {shlex.join(report['command'])}")
+    print("\n".join(export_lines(report["environment"])))
+    if report["script"]:
+        print(f"# for example (further arguments override): {shlex.quote(report['script'])}, which runs, in run/:")
+        print(f"# {shlex.join(report['command'])}")
     else:
         print("# nothing is compiled for these phones yet: htpfarm compile, then this once more")
 
 
-def print_exports(variables: Mapping[str, str]) -> None:
-    """`export` lines; what ends in PATH goes in front of what is there."""
-    for key, value in variables.items():
-        inherited = f"${{{key}:+:${key}}}" if key.endswith("PATH") else ""
-        print(f"export {key}={shlex.quote(value)}{inherited}")
+def export_lines(variables: Mapping[str, str]) -> list[str]:
+    """For a shell; what ends in PATH goes in front of what is there."""
+    inherited = {key: f"${{{key}:+:${key}}}" if key.endswith("PATH") else "" for key in variables}
+    return [f"export {key}={shlex.quote(value)}{inherited[key]}" for key, value in variables.items()]

@@ -3,13 +3,14 @@
 The simulator starts a thread a core and lets them wait busily: alone it gains nothing from a second core, and four
 runners on two cores spend much of their time in each other's way. So each runner binds itself to the core with the
 fewest runners. They agree through locks on files that the rack makes beforehand (`<slot>-<core>`): a runner takes the
-first free one, and the kernel frees it when the runner ends.
+first free one, and the kernel frees it when the runner ends. All racks of a user share them, since they share the host.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,12 +19,14 @@ CORE_LOCKS = "HTPFARM_CORE_LOCKS"
 SLOTS = 8
 
 
-def make_core_locks(folder: Path) -> None:
-    """Makes the lock files, one a slot and core of this host."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make_core_locks() -> Path:
+    """Makes the lock files, one a slot and core of this host, where there are none; returns their folder."""
+    folder = Path(tempfile.gettempdir()) / f"htpfarm-cores-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
     for slot in range(SLOTS):
         for core in range(os.cpu_count() or 1):
             (folder / f"{slot:02}-{core:03}").touch()
+    return folder
 
 
 def bind_to_core(environ: Mapping[str, str]) -> int | None:

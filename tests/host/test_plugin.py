@@ -148,7 +148,8 @@ def left_over(cache: Path) -> list[str]:
             environment = process.environ() if "harness.runtime" in line else {}
         except psutil.Error:
             continue
-        if str(cache) in line or str(cache) in environment.get("HTPFARM_CORE_LOCKS", ""):
+        # Of a runner on a phone QNN_SDK_ROOT says so.
+        if str(cache) in line or str(cache) in environment.get("QNN_SDK_ROOT", ""):
             found.append(line)
     return found
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -93,8 +94,7 @@ def heldout() -> tuple[str, tuple[Window, ...]]:
 def stage(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("upstream")
     toolchain = find_toolchain()
-    locks = folder / "cores"
-    make_core_locks(locks)
+    locks = make_core_locks()
     text, windows = heldout()
     model = load_models(MODELS)["tiny_llama"]
     made = build_dir.write_build_dir(folder / "made", toolchain)
@@ -115,21 +115,27 @@ def stage(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPath
 
 def start_upstream(stage: Stage, mode: Mode, methods: tuple[str, ...], *more: str) -> subprocess.Popen[bytes]:
     """llama.py, with environment variables alone; what it says goes to `<mode>.log` (stderr) and `<mode>.out`."""
+    phone = {"serial": stage.phone(mode).serial, "soc": SOC, "mode": mode}
+    argv = build_dir.command(stage.made, stage.toolchain, stage.files, **phone, methods=methods, prompt=PROMPT)
     variables = build_dir.exports(stage.made, stage.toolchain, stage.state)
-    argv = build_dir.command(
-        *(stage.made, stage.toolchain, stage.files),
-        serial=stage.phone(mode).serial,
-        soc=SOC,
-        mode=mode,
-        methods=methods,
-        prompt=PROMPT,
-        more=("--max_seq_len", str(stage.length(mode)), "--artifact", str(stage.folder / f"artifact-{mode}"), *more),
-    )
+    return start(stage, mode, [*argv, *more], build_dir.environment(variables))
+
+
+def start_script(stage: Stage, mode: Mode, *more: str) -> subprocess.Popen[bytes]:
+    """The same by the script that `htpfarm rack build-dir` writes; it is hybrid's."""
+    assert mode is Mode.HYBRID
+    report = cmd_build_dir(stage.folder / "by-verb", state_dir=stage.folder / "rack")
+    own = ("--device", stage.phone(mode).serial, "--prompt", PROMPT)
+    return start(stage, mode, [report["script"], *own, *more], dict(os.environ))
+
+
+def start(stage: Stage, mode: Mode, argv: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    own = ("--max_seq_len", str(stage.length(mode)), "--artifact", str(stage.folder / f"artifact-{mode}"))
     with (stage.folder / f"{mode}.log").open("wb") as log, (stage.folder / f"{mode}.out").open("wb") as out:
         return subprocess.Popen(
-            argv,
+            [*argv, *own],
             cwd=stage.made.run,
-            env=build_dir.environment(variables) | {"HF_DATASETS_CACHE": str(stage.folder / "datasets")},
+            env=environment | {"HF_DATASETS_CACHE": str(stage.folder / "datasets")},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=log,
@@ -145,7 +151,7 @@ def said(stage: Stage) -> dict[Mode, str]:
     every = (PROMPT_EVAL, SQNR_EVAL, TASKS_EVAL)
     running = {
         Mode.KV: start_upstream(stage, Mode.KV, every, "--eval_tasks", str(task)),
-        Mode.HYBRID: start_upstream(stage, Mode.HYBRID, (PROMPT_EVAL,)),
+        Mode.HYBRID: start_script(stage, Mode.HYBRID, "--eval_methods", PROMPT_EVAL),
         Mode.LOOKAHEAD: start_upstream(stage, Mode.LOOKAHEAD, (PROMPT_EVAL,)),
     }
     try:
