@@ -1,4 +1,4 @@
-"""Quantisation recipes as facts: what a model's YAML may ask for, the ready-made ones, and what an architecture refuses.
+"""Quantisation recipes as facts: what a model's YAML may ask for, ready-made ones, what an architecture refuses.
 
 `harness.build.recipe` makes them into upstream's quantiser, `harness.build.spinquant` rotates the weights.
 """

@@ -28,8 +28,8 @@ from harness.target import Target
 
 # Modules whose source changes what a build makes.
 _SOURCES = (
-    *("calibration.py", "checkpoint.py", "materials.py", "recipe.py", "reference.py", "score.py", "task_tokens.py"),
-    *("upstream.py", "worker.py"),
+    *("calibration.py", "checkpoint.py", "hadamard.py", "materials.py", "recipe.py", "reference.py", "score.py"),
+    *("spinquant.py", "task_tokens.py", "upstream.py", "worker.py", "../recipes.py"),
 )
 
 

@@ -29,6 +29,7 @@ from harness.build.events import Event, emit, stage
 from harness.build.job import BuildJob, Output
 from harness.build.reference import FILE, FP_FILE, QDQ_FILE, Reference
 from harness.build.score import prepare_text
+from harness.build.spinquant import rotate
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_model
 from harness.toolchain.mends import write_params
@@ -52,7 +53,7 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
     modes = {output.mode for output in job.outputs}
     with stage("load", times):
         checkpoint = scratch / "checkpoint.pt"
-        torch.save(load_state_dict(spec), checkpoint)
+        torch.save(rotate(load_state_dict(spec), spec.params, spec.recipe.spinquant), checkpoint)
         params = write_params(spec.params.model_args(), scratch)
         mode = Mode.KV if modes == {Mode.KV} else Mode.HYBRID
         decoders = upstream.construct(spec, upstream.control_args(spec, mode, job.lengths, params, checkpoint))
