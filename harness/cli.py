@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +20,9 @@ from harness import __version__
 from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.paths import REPOSITORY, cache_root
+
+if TYPE_CHECKING:
+    from harness.target import Target
 
 EXIT_STATUS = {FailureClass.CONFIG: 2, FailureClass.INFRA: 3, FailureClass.ENV: 3}
 
@@ -72,8 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor = add("doctor", _doctor, [], "what this machine has of what htpfarm needs, and what to do about the rest")
     doctor.add_argument("--env", action="store_true", help="print the variables ExecuTorch's own programs need")
     add("devices", _devices, [rack], "the phones of the rack: what they are, whether they can be reached")
-    add("plan", _plan, [rack, cells], "every cell with its verdict, before anything runs")
-    add("gates", _gates, [], "what each HTP generation can do, with the source")
+    plan_ = add("plan", _plan, [rack, cells], "every cell with its verdict, before anything runs")
+    plan_.add_argument("--target", choices=("sim", "android"), help="default: each cell's phone's, virtual or real")
+    gates = add("gates", _gates, [], "what each HTP generation can do, with the source")
+    gates.add_argument("--probe", action="store_true", help="prove each gate with the compiler; minutes, then kept")
+    gates.add_argument("--fresh", action="store_true", help="with --probe: ask again what is known")
     compile_ = add("compile", _compile, [rack, cells], "compile what is missing from the cache")
     compile_.add_argument("--jobs", type=int, help="build workers at once; default: the cores")
     compile_.add_argument("--target", default="sim", choices=("sim", "android"), help="simulator or phone")
@@ -207,29 +213,53 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    choice, planned = _planned(arguments)
-    if arguments.json:
-        _print_json([{"cell": p.cell.id, "phones": p.phones, **dataclasses.asdict(p.verdict)} for p in planned])
-        return 0
+    from harness.conduct.plan import left_out
+    from harness.target import Target
+
+    choice, planned = _planned(arguments, Target(arguments.target) if arguments.target else None)
     rows = [
-        (
-            p.cell.id,
-            ", ".join(p.phones),
-            "run" if p.verdict.run else "skip",
-            f"{p.verdict.reason}; {p.verdict.remedy}" if p.verdict.reason else "",
-        )
+        {
+            "cell": p.cell.id,
+            "phones": p.phones,
+            "target": p.target,
+            **dataclasses.asdict(p.verdict),
+            "more": [dataclasses.asdict(verdict) for verdict in p.more],
+        }
         for p in planned
     ]
-    _print_table(f"plan for {choice.inventory.path}", ("cell", "phones", "verdict", "reason and remedy"), rows)
+    rows += [
+        {"cell": None, "phones": (phone.name,), "target": None, **dataclasses.asdict(verdict), "more": []}
+        for phone, verdict in left_out(choice.inventory.phones)
+    ]
+    if arguments.json:
+        _print_json(rows)
+        return 0
+    columns = ("cell", "phones", "target", "verdict", "why")
+    _print_table(f"plan for {choice.inventory.path}", columns, [_plan_words(row) for row in rows])
+    stops = [each for row in rows if not row["run"] for each in (row, *row["more"])]
+    for line in dict.fromkeys(f"{each['gate']}: {each['remedy']}" for each in stops):
+        print(f"what to do: {line}")
     running = sum(p.verdict.run for p in planned)
-    print(f"{running} cells run, {len(planned) - running} are skipped")
+    print(f"{running} cells run, {len(planned) - running} are skipped, {len(rows) - len(planned)} phones get none")
     return 0
 
 
-def _planned(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def _plan_words(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the plan as text; where several gates stop a cell, a line each."""
+    stops = [] if row["run"] else [row, *row["more"]]
+    return (
+        row["cell"] or "(none)",
+        ", ".join(row["phones"]),
+        row["target"] or "",
+        "run" if row["run"] else "skip",
+        "\n".join(f"{each['gate']}: {each['reason']}" for each in stops),
+    )
+
+
+def _planned(arguments: argparse.Namespace, target: Target | None, *, runs: bool = True) -> tuple[Any, Any]:
     """The choice and the plan, from the files alone: no phone is asked."""
     from harness.conduct.plan import calibration_choice, plan, read_choice
-    from harness.target import Target
+    from harness.toolchain.version import qnn_version_here
 
     lengths = {name: value for name in LENGTH_OPTIONS if (value := getattr(arguments, name)) is not None}
     calibration = calibration_choice(
@@ -242,19 +272,19 @@ def _planned(arguments: argparse.Namespace) -> tuple[Any, Any]:
     choice = read_choice(
         arguments.rack, arguments.models, arguments.modes, arguments.socs, lengths=lengths, calibration=calibration
     )
-    return choice, plan(choice, choice.inventory.phones, Target.SIM)
+    return choice, plan(choice, choice.inventory.phones, target, qnn_version_here(), runs=runs)
 
 
 def _gates(arguments: argparse.Namespace) -> int:
-    from harness.gates import GATES
+    from harness.build.probe.show import exit_status, gates_report, print_gates
 
-    rows = [(gate.name, gate.feature, f"V{gate.least}", gate.remedy, gate.source) for gate in GATES]
-    columns = ("gate", "feature", "needs", "on an older HTP", "source")
+    progress = Console(stderr=True) if arguments.probe else None
+    report = gates_report(ask=arguments.probe, fresh=arguments.fresh, console=progress)
     if arguments.json:
-        _print_json([dict(zip(columns, row, strict=True)) for row in rows])
+        _print_json(report)
     else:
-        _print_table("what an HTP generation can do", columns, rows)
-    return 0
+        print_gates(report, Console())
+    return exit_status(report) if arguments.probe else 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
@@ -265,9 +295,9 @@ def _compile(arguments: argparse.Namespace) -> int:
     from harness.target import Target
     from harness.toolchain.environment import find_toolchain, fingerprint
 
-    choice, planned = _planned(arguments)
-    toolchain = find_toolchain()
     target = Target(arguments.target)
+    choice, planned = _planned(arguments, target, runs=False)
+    toolchain = find_toolchain()
     located = artifacts(choice, planned, target, fingerprint(toolchain))
     cells = {p.cell.id: p.cell for p in planned if p.verdict.run}
     requests = [Request(cell, target, located[cell_id], choice.calibration) for cell_id, cell in cells.items()]

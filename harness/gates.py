@@ -1,19 +1,34 @@
-"""What a generation of the HTP can do: decides, before anything is built, whether a cell can run at all.
+"""What can run where: decides, before anything is built, whether a cell can run at all, and says why not.
 
-The least architectures are in ExecuTorch's `examples/qualcomm/oss_scripts/llama/README.md`, "HTP Minimum Version
-Requirements"; LPBQ and 16-bit matmul are also enforced by its quantizer (`validate_lpbq_support`,
-`validate_16a16w_support`). Weight sharing is not enforced anywhere: there the README is the only source.
+Three kinds of line: a generation of the HTP, a version of the QNN libraries, a phone and not the simulator. The least
+architectures are in ExecuTorch's `examples/qualcomm/oss_scripts/llama/README.md`, "HTP Minimum Version Requirements";
+`htpfarm gates --probe` asks ExecuTorch's quantizer and Qualcomm's compiler about each (`harness.build.probe`).
+
+What the probe finds with QNN 2.47 to 2.51: 16-bit matmul and LayerNorm are refused below V73. Weight sharing is not
+refused anywhere. LPBQ on V68 is refused by ExecuTorch's quantizer where it has Qualcomm's op-info library, and by no
+compiler; the simulator computes it right. These two gates rest on the README.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from harness.inventory import Phone
 from harness.matrix import Cell, Mode, Target
+from harness.recipes import ready, recipe_problems
+from harness.soc import recognise
 
-_README = 'ExecuTorch, examples/qualcomm/oss_scripts/llama/README.md, "HTP Minimum Version Requirements"'
+Version = tuple[int, int]
+"""Of the QNN libraries, as (2, 48)."""
+
+_LLAMA = "examples/qualcomm/oss_scripts/llama"
+_README = f'ExecuTorch, {_LLAMA}/README.md, "HTP Minimum Version Requirements"'
 _RULES = "ExecuTorch, backends/qualcomm/quantizer/annotators/htp_rules.py"
+OLDER_HTP = ("16a4w_kv8", "16a4w_kv8_spin", "16a4w_kv8_mixed")
+"""Ready-made recipes for an HTP before V73, in the order of ExecuTorch's advice (README, "Quantization Guidance for
+Older Devices"): 16a4w first, then SpinQuant, then 16a8w on chosen layers."""
+_NEWER_QNN = "install the pinned onnxruntime-qnn, or point QNN_SDK_ROOT at a QAIRT SDK that is new enough"
 
 
 @dataclass(frozen=True)
@@ -36,24 +51,68 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Site:
+    """What a cell is built with and where it is to run.
+
+    Attributes:
+        target: what its artifact is for.
+        qnn: version of the QNN libraries; None when it is not known: no gate is judged by it then.
+        simulated: whether it is to run on a virtual phone. False too when it is only to be compiled.
+    """
+
+    target: Target
+    qnn: Version | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True)
 class Gate:
-    """One thing that only newer HTPs can do.
+    """One thing that not every HTP, every version of the QNN libraries or every phone can do.
 
     Attributes:
         name: short name, as reports and `htpfarm gates` show it.
-        feature: what it is about, as in "16-bit KV cache needs V73".
-        least: the first architecture that can, as 73.
+        feature: what it is about, as in "16-bit KV cache".
         uses: whether a cell, built for a target, uses the feature.
-        remedy: what to do on an older HTP.
+        remedy: what to do where it cannot be had.
+        remedy_for: the same for one cell; None: it is the same for all.
         source: where the fact comes from.
+        least: the first architecture that can, as 73; None: all can.
+        qnn: the first QNN version that can; None: all can.
+        simulator: whether the simulator can.
     """
 
     name: str
     feature: str
-    least: int
     uses: Callable[[Cell, Target], bool]
     remedy: str
     source: str
+    least: int | None = None
+    qnn: Version | None = None
+    simulator: bool = True
+    remedy_for: Callable[[Cell], str] | None = None
+
+    @property
+    def needs(self) -> str:
+        """What it takes, as `V73`, `QNN 2.35` or `a phone`."""
+        parts = [f"V{self.least}"] if self.least else []
+        parts += [f"QNN {dotted(self.qnn)}"] if self.qnn else []
+        parts += [] if self.simulator else ["a phone"]
+        return ", ".join(parts)
+
+    def lack(self, cell: Cell, site: Site) -> str:
+        """What the cell's place lacks, with the numbers; empty where it lacks nothing."""
+        if self.least and cell.soc.arch < self.least:
+            return f"{cell.soc.name} is V{cell.soc.arch}; {self.feature} needs V{self.least}"
+        if self.qnn and site.qnn and site.qnn < self.qnn:
+            return f"the QNN libraries are {dotted(site.qnn)}; {self.feature} needs {dotted(self.qnn)}"
+        if not self.simulator and site.simulated:
+            return f"{cell.phone or 'the phone'} is virtual; its simulator refuses {self.feature}"
+        return ""
+
+
+def dotted(version: Version) -> str:
+    """(2, 48) → `2.48`."""
+    return f"{version[0]}.{version[1]}"
 
 
 def _shares_weights(cell: Cell, target: Target) -> bool:
@@ -61,13 +120,38 @@ def _shares_weights(cell: Cell, target: Target) -> bool:
     return target is Target.ANDROID and cell.mode in (Mode.HYBRID, Mode.LOOKAHEAD)
 
 
+def _has_layernorm(cell: Cell, _target: Target) -> bool:
+    return cell.model.params.model_args().get("norm_type") == "layernorm"
+
+
+def _advice(recipes: Sequence[str]) -> str:
+    listed = ", then ".join(recipes)
+    return f"give the model's file a recipe for older HTPs, tried in the order of ExecuTorch's advice: recipe: {listed}"
+
+
+def _advice_for(cell: Cell) -> str:
+    # Not every architecture can be rotated.
+    return _advice([name for name in OLDER_HTP if not recipe_problems(ready(name), cell.model.params)])
+
+
 GATES: tuple[Gate, ...] = (
+    # First: what the other gates advise is in vain where this one closes.
+    Gate(
+        name="layernorm",
+        feature="LayerNorm with 16-bit activations (its weights become 16-bit)",
+        least=73,
+        uses=_has_layernorm,
+        remedy="no recipe has narrower activations: take a phone of V73 or newer, or a model with RMSNorm",
+        source="the compiler (gates --probe): incorrect Value 69, expected >= 73. ExecuTorch's own rule for it in "
+        "htp_rules.py looks for 32-bit weights and never applies",
+    ),
     Gate(
         name="lpbq",
         feature="block-wise quantised weights (LPBQ)",
         least=69,
         uses=lambda cell, _: cell.model.lpbq,
-        remedy="use a per-channel recipe: in the model's file, recipe: {name: per_channel, weights: 16a4w} or 16a8w",
+        remedy=_advice(OLDER_HTP),
+        remedy_for=_advice_for,
         source=f"{_README}; {_RULES}, validate_lpbq_support",
     ),
     Gate(
@@ -75,7 +159,8 @@ GATES: tuple[Gate, ...] = (
         feature="16-bit KV cache (matmul of 16-bit by 16-bit)",
         least=73,
         uses=lambda cell, _: cell.model.kv_bits == 16,
-        remedy="use an 8-bit KV recipe: in the model's file, recipe: {name: kv8, kv_bits: 8}",
+        remedy=_advice(OLDER_HTP),
+        remedy_for=_advice_for,
         source=f"{_README}; {_RULES}, validate_16a16w_support",
     ),
     Gate(
@@ -86,16 +171,52 @@ GATES: tuple[Gate, ...] = (
         remedy="use kv mode (--modes kv), which has one graph and shares nothing",
         source=_README,
     ),
+    Gate(
+        name="masked_softmax",
+        feature="masked softmax",
+        qnn=(2, 35),
+        uses=lambda cell, _: cell.model.masked_softmax,
+        remedy=f"{_NEWER_QNN}; or a recipe with masked_softmax: false",
+        source=f"ExecuTorch, {_LLAMA}/wrappers/base_component.py: it would leave it out and only warn",
+    ),
+    Gate(
+        name="hadamard",
+        feature="SpinQuant's R3 as a Hadamard op",
+        qnn=(2, 47),
+        uses=lambda cell, _: cell.model.r3,
+        remedy=f"{_NEWER_QNN}; or a recipe with spinquant: {{r3: false}}",
+        source="ExecuTorch, backends/qualcomm/_passes/recompose_hadamard.py: it would be a 16-bit matmul",
+    ),
+    Gate(
+        name="embedding",
+        feature="embedding in one op with what follows it",
+        qnn=(2, 48),
+        # No cell is stopped: ExecuTorch chooses by itself.
+        uses=lambda _cell, _target: False,
+        remedy="nothing: with older libraries ExecuTorch lowers embeddings in two ops by itself, and cells run",
+        source="ExecuTorch, backends/qualcomm/builders/op_embedding.py, define_node_optimize",
+    ),
+    Gate(
+        name="simulator",
+        feature="a .pte made for phones (weight sharing, shared buffers)",
+        simulator=False,
+        uses=lambda _, target: target is Target.ANDROID,
+        remedy="build for the simulator (--target sim), or use a phone",
+        source="the simulator's own refusal: Fail to create context from binary with err 1000",
+    ),
 )
 
 
-def judge(cell: Cell, target: Target) -> Verdict:
-    """The first reason not to run the cell, or a verdict to run it."""
-    return next(iter(judge_all(cell, target)), Verdict(run=True))
+def judge(cell: Cell, target: Target, qnn: Version | None = None, *, simulated: bool = False) -> Verdict:
+    """The first reason not to run the cell, or a verdict to run it; arguments as in `Site`."""
+    return next(iter(judge_all(cell, target, qnn, simulated=simulated)), Verdict(run=True))
 
 
-def judge_all(cell: Cell, target: Target) -> tuple[Verdict, ...]:
+def judge_all(
+    cell: Cell, target: Target, qnn: Version | None = None, *, simulated: bool = False
+) -> tuple[Verdict, ...]:
     """Every reason not to run the cell, in the order the gates stand; empty when it can run."""
+    site = Site(target, qnn, simulated)
     verdicts = []
     if cell.mode not in cell.model.modes:
         listed = ", ".join(cell.model.modes)
@@ -112,11 +233,42 @@ def judge_all(cell: Cell, target: Target) -> tuple[Verdict, ...]:
         Verdict(
             run=False,
             gate=gate.name,
-            reason=f"{cell.soc.name} is V{cell.soc.arch}; {gate.feature} needs V{gate.least}",
-            remedy=gate.remedy,
+            reason=lack,
+            remedy=gate.remedy_for(cell) if gate.remedy_for else gate.remedy,
             source=gate.source,
         )
         for gate in GATES
-        if cell.soc.arch < gate.least and gate.uses(cell, target)
+        if gate.uses(cell, target) and (lack := gate.lack(cell, site))
     )
     return tuple(verdicts)
+
+
+def judge_phone(phone: Phone, said: str = "") -> Verdict:
+    """Whether a phone of the rack can have cells at all: not without a chipset that has an HTP.
+
+    Args:
+        phone: as the inventory or a probe has it.
+        said: why a probe found no chipset (`PhoneIdentity.reason`); empty: the file alone is judged.
+    """
+    if phone.soc is not None:
+        return Verdict(run=True)
+    source = "harness/soc.py, recognise: the chipsets of ExecuTorch's qc_schema.py, found by ro.soc.model"
+    if phone.virtual is not None and not said:
+        kind = phone.virtual
+        said = recognise({"ro.soc.model": kind.soc, "ro.product.model": kind.model}).reason
+    if said:
+        return Verdict(
+            run=False,
+            gate="phone",
+            reason=said,
+            remedy="take the phone off the rack, or one that has a Snapdragon in its place: the same Galaxy is sold "
+            "with either, by country",
+            source=source,
+        )
+    return Verdict(
+        run=False,
+        gate="phone",
+        reason="the file does not say its chipset, and no phone was asked",
+        remedy=f"see `htpfarm devices`, then write soc: under {phone.name}",
+        source=source,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from harness.recipes import Recipe
 _NAME = r"^[a-z0-9_]+$"
 _Text = Annotated[str, Field(min_length=1)]
 _Count = Annotated[int, Field(gt=0)]
+_LayerType = Literal["full_attention", "sliding_attention"]
+CheckpointFormat = Literal["huggingface", "meta", "llama2c", "gguf", "gguf_package"]
 
 
 class Mode(StrEnum):
@@ -77,7 +80,52 @@ def lookahead_ar_len(ngram: int, window: int, gcap: int) -> int:
 
 
 class Params(Section):
-    """`params`: the architecture, under the names of upstream's `ModelArgs`; further names of it may be given."""
+    """`params`: the architecture, under the names of upstream's `ModelArgs`; further names of it may be given.
+
+    Upstream's static Llama is what reads them; a key that is not given has its default in ExecuTorch's
+    examples/models/llama/model_args.py.
+
+    Attributes:
+        dim: width of the residual stream.
+        n_layers: decoder layers.
+        n_heads: query heads.
+        n_kv_heads: key and value heads; divides n_heads.
+        vocab_size: rows of the embedding table.
+        norm_eps: epsilon of every norm.
+        hidden_dim: width of the feed-forward.
+        head_dim: width of a head; dim / n_heads where it is not given.
+        rope_theta: base of the rotary embedding.
+        multiple_of: rounds a feed-forward width that is not given up to a multiple of it.
+        ffn_dim_multiplier: scales a feed-forward width that is not given.
+        use_scaled_rope: Llama 3.1's scaling of low frequencies.
+        rope_scale_factor: its factor: 8 in Llama 3.1, 32 in Llama 3.2.
+        use_hf_rope: computes the frequencies as Hugging Face does; needed for a partial rotary embedding.
+        partial_rotary_factor: share of a head that is rotated.
+        local_rope_theta: base of the rotary embedding in layers with a sliding window.
+        no_rope_layer_interval: every n-th layer has no rotary embedding.
+        attention_qkv_bias: whether q, k and v have biases.
+        use_qk_norm: RMSNorm over each head of q and k.
+        qk_norm_before_rope: that norm comes before the rotary embedding.
+        act_fn: the feed-forward's activation; gelu_approx is the one with tanh.
+        norm_type: layernorm, or one of upstream's names for RMSNorm.
+        use_ffn_norm: a norm before the feed-forward; without it the feed-forward reads what attention reads.
+        post_attention_norm: a norm after attention.
+        post_ffn_norm: a norm after the feed-forward.
+        output_bias: whether the output layer has a bias.
+        model_architecture: Hugging Face's name, where upstream's feed-forward depends on it.
+        embedding_scale_factor: multiplies the embeddings; folded into them.
+        attention_multiplier: multiplies q·k, in place of 1 / √head_dim.
+        residual_multiplier: multiplies what a block adds to the residual stream.
+        logits_scaling: divides the logits.
+        attn_logit_softcapping: cap of tanh over q·k. Upstream's graph leaves it out.
+        final_logit_softcapping: cap of tanh over the logits.
+        sliding_window: tokens that a layer with a sliding window sees.
+        layer_types: sliding_attention or full_attention for each layer.
+        original_max_position_embeddings: LongRoPE: the context that the model was first trained for.
+        max_position_embeddings: LongRoPE: the context that it was stretched to.
+        bos_idx: the token that opens a text.
+        eos_idx: the token that ends a text.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -90,14 +138,63 @@ class Params(Section):
     hidden_dim: _Count | None = None
     head_dim: _Count | None = None
     rope_theta: float | None = Field(default=None, gt=0)
+    multiple_of: _Count | None = None
+    ffn_dim_multiplier: float | None = Field(default=None, gt=0)
+    use_scaled_rope: bool | None = None
+    rope_scale_factor: _Count | None = None
+    use_hf_rope: bool | None = None
+    partial_rotary_factor: float | None = Field(default=None, gt=0, le=1)
+    local_rope_theta: float | None = Field(default=None, gt=0)
+    no_rope_layer_interval: _Count | None = None
+    attention_qkv_bias: bool | None = None
+    use_qk_norm: bool | None = None
+    qk_norm_before_rope: bool | None = None
+    act_fn: Literal["silu", "gelu", "gelu_approx"] | None = None
+    norm_type: Literal["rmsnorm", "layernorm", "gemma2", "gemma3"] | None = None
+    use_ffn_norm: bool | None = None
+    post_attention_norm: bool | None = None
+    post_ffn_norm: bool | None = None
+    output_bias: bool | None = None
+    model_architecture: _Text | None = None
+    embedding_scale_factor: float | None = Field(default=None, gt=0)
+    attention_multiplier: float | None = Field(default=None, gt=0)
+    residual_multiplier: float | None = Field(default=None, gt=0)
+    logits_scaling: float | None = Field(default=None, gt=0)
+    attn_logit_softcapping: float | None = Field(default=None, gt=0)
+    final_logit_softcapping: float | None = Field(default=None, gt=0)
+    sliding_window: _Count | None = None
+    layer_types: Annotated[tuple[_LayerType, ...], Field(strict=False)] | None = None
+    original_max_position_embeddings: _Count | None = None
+    max_position_embeddings: _Count | None = None
+    bos_idx: int | None = Field(default=None, ge=0)
+    eos_idx: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Params:
+    def _fits_together(self) -> Params:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads ({self.n_kv_heads}) does not divide n_heads ({self.n_heads})")
         if self.head_dim is None and self.dim % self.n_heads:
             raise ValueError(f"n_heads ({self.n_heads}) does not divide dim ({self.dim}); give head_dim")
+        if self.layer_types is not None and len(self.layer_types) != self.n_layers:
+            raise ValueError(f"layer_types lists {len(self.layer_types)} layers, n_layers is {self.n_layers}")
+        for key in self.model_extra or {}:
+            # Upstream may know more names than these, but hardly one that is a letter away.
+            if close := difflib.get_close_matches(key, type(self).model_fields, n=1, cutoff=0.8):
+                raise ValueError(f"unknown key {key}; did you mean {close[0]}?")
         return self
+
+    @property
+    def head_width(self) -> int:
+        """Channels of a head."""
+        return self.head_dim or self.dim // self.n_heads
+
+    @property
+    def ffn_width(self) -> int:
+        """Channels of the feed-forward, as `ModelArgs` computes them where hidden_dim is not given."""
+        if self.hidden_dim is not None:
+            return self.hidden_dim
+        width, step = int((self.ffn_dim_multiplier or 1) * int(8 * self.dim / 3)), self.multiple_of or 256
+        return -(-width // step) * step
 
     def model_args(self) -> dict[str, Any]:
         """What upstream's params.json holds: the keys that were given a value."""
@@ -105,39 +202,78 @@ class Params(Section):
 
 
 class CheckpointSection(Section):
-    """`checkpoint`: a file in Meta's format, or a PyPI package that carries a GGUF file."""
+    """`checkpoint`: where the weights are.
 
-    format: Literal["meta", "gguf_package"]
+    Without `path` they are looked for in `$HTPFARM_WEIGHTS/NAME` (else ~/.cache/htpfarm/weights/NAME).
+
+    Attributes:
+        format: huggingface: a folder with config.json and safetensors or .bin files, or the hub's local cache of
+            repo_id; meta: a folder with consolidated.*.pth and params.json, or one file in Meta's naming; llama2c: a
+            .pt file of llama2.c's; gguf: a file; gguf_package: a PyPI package that carries a GGUF file.
+        path: the folder or file; not for gguf_package.
+        package: for gguf_package: the module to import.
+        extra: for gguf_package: the extra of htpfarm that installs it.
+        source: where to get the weights, shown where they are missing; repo_id on the hub where it is not given.
+        qkv_blocks: for CodeGen: blocks that the rows of its fused q, v, k come in: 8 in CodeGen2's own code, 4 in
+            transformers'.
+    """
+
+    format: CheckpointFormat
     path: _Text | None = None
     package: _Text | None = None
     extra: _Text | None = None
+    source: _Text | None = None
+    qkv_blocks: _Count | None = None
 
     @model_validator(mode="after")
     def _fits_format(self) -> CheckpointSection:
-        need, other = ("path", "package") if self.format == "meta" else ("package", "path")
-        if getattr(self, need) is None:
-            raise ValueError(f"format {self.format} needs the key {need}")
-        if getattr(self, other) is not None:
-            raise ValueError(f"format {self.format} has no key {other}")
+        packaged = self.format == "gguf_package"
+        if packaged and self.package is None:
+            raise ValueError(f"format {self.format} needs the key package")
+        for key in ("path",) if packaged else ("package", "extra"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"format {self.format} has no key {key}")
         return self
 
 
 class TokenizerSection(Section):
-    """`tokenizer`: without `path` it is taken from the checkpoint's package."""
+    """`tokenizer`: without `path` it is the one that lies with the weights, or that a GGUF file carries.
+
+    Attributes:
+        kind: of the file: a SentencePiece .model (or llama2.c's .bin of one), or Hugging Face's tokenizer.json.
+        path: the file.
+    """
 
     kind: Literal["sentencepiece", "huggingface"]
     path: _Text | None = None
 
 
 class Needs(Section):
-    """`needs`: what upstream's recipe for this model asks of the HTP."""
+    """`needs`: what upstream's recipe for this model asks of the HTP.
+
+    Attributes:
+        lpbq: weights quantised by blocks.
+        kv_bits: width of the KV cache.
+        masked_softmax: masks by QNN's masked softmax.
+        r3: SpinQuant's R3, a Hadamard op.
+    """
 
     lpbq: bool = False
     kv_bits: Literal[8, 16] = 8
+    masked_softmax: bool = False
+    r3: bool = False
 
 
 class LengthsSection(Section):
-    """`lengths`: see `Lengths`."""
+    """`lengths`: sizes that are compiled into a `.pte`, in tokens.
+
+    Attributes:
+        max_seq_len: the context: prompt plus output.
+        prefill_ar_len: tokens that one prefill step takes.
+        ngram: N of lookahead decoding.
+        window: W of lookahead decoding.
+        gcap: G of lookahead decoding.
+    """
 
     max_seq_len: int = Field(default=Lengths.max_seq_len, ge=2)
     prefill_ar_len: int = Field(default=Lengths.prefill_ar_len, ge=1)
@@ -159,7 +295,10 @@ class LengthsSection(Section):
 class EvalSection(Section):
     """`eval`: held-out text that perplexity is measured on, and how many of its tokens at most.
 
-    `kv_tokens`: how many with the kv graph, which takes a step for each; all of them unless given.
+    Attributes:
+        text: the text file.
+        tokens: how many in all.
+        kv_tokens: how many with the kv graph, which takes a step for each; all of them unless given.
     """
 
     text: _Text
@@ -171,6 +310,10 @@ class CalibrationSection(Section):
     """`calibration`: text that quantisation ranges are taken from, and how many samples of it.
 
     A model without it is calibrated with its prompts, unless the command line names something else.
+
+    Attributes:
+        text: the text file.
+        samples: how many samples to take.
     """
 
     text: _Text
@@ -180,8 +323,12 @@ class CalibrationSection(Section):
 class Bounds(Section):
     """`bounds`: what a phone is held to.
 
-    The perplexities: how much higher one may be, as a fraction of the one it is compared with. `phone_vs_qdq_rms`:
-    root mean square of the difference between the phone's and QDQ's log-likelihood of a token, in nats.
+    Attributes:
+        phone_vs_qdq_ppl: how much higher the phone's perplexity may be than QDQ's, as a fraction of it.
+        prefill_vs_kv_ppl: how much higher the prefill graph's than the kv graph's.
+        qdq_vs_fp_ppl: how much higher QDQ's than the float model's.
+        phone_vs_qdq_rms: root mean square of the difference between the phone's and QDQ's log-likelihood of a token, in
+            nats.
     """
 
     phone_vs_qdq_ppl: float = Field(default=0.02, gt=0)
@@ -190,8 +337,80 @@ class Bounds(Section):
     phone_vs_qdq_rms: float = Field(default=0.25, gt=0)
 
 
+class DecodeSpeed(Section):
+    """Tokens a second that decoding reaches at least on a phone, by chipset."""
+
+    SM8650: float | None = Field(default=None, gt=0)
+    SM8750: float | None = Field(default=None, gt=0)
+
+
+class Published(Section):
+    """`published`: what a public source gives for the whole model on phones; its file names the source.
+
+    Attributes:
+        decode_tok_s: tokens a second, in kv mode with a context of 1,024.
+        wikitext_ppl: word perplexity of wikitext (lm-eval's, one document) at most.
+        sqnr_db: SQNR of the phone's logits against the float model's at least.
+        pte_bytes: size of the kv program at most.
+    """
+
+    decode_tok_s: DecodeSpeed | None = None
+    wikitext_ppl: float | None = Field(default=None, gt=0)
+    sqnr_db: float | None = None
+    pte_bytes: _Count | None = None
+
+
+class HostNeed(Section):
+    """What compiling one mode is expected to take.
+
+    Attributes:
+        memory_gb: resident memory and swap.
+        hours: wall-clock time.
+    """
+
+    memory_gb: float = Field(gt=0)
+    hours: float = Field(gt=0)
+
+
+class Host(Section):
+    """`host`: what compiling on this computer is expected to take, before the preflight has measured any.
+
+    Attributes:
+        kv: in kv mode.
+        hybrid: in hybrid and lookahead mode.
+    """
+
+    kv: HostNeed
+    hybrid: HostNeed
+
+
 class ModelFile(Section):
-    """One model's YAML file. Paths are relative to the file's folder (or absolute, for a checkpoint of your own)."""
+    """One model's YAML file. Paths are relative to the file's folder (or absolute, for a checkpoint of your own).
+
+    Attributes:
+        name: as the file's, or its folder's.
+        title: for people.
+        decoder: upstream's key of the model: `--decoder_model` of its llama.py, which chooses recipe and chat template.
+        repo_id: on the Hugging Face hub.
+        license: of the weights.
+        params: the architecture.
+        checkpoint: where the weights are.
+        tokenizer: how text becomes tokens.
+        instruct: whether prompts go through the chat template.
+        system_prompt: opens every chat.
+        recipe: how the model is quantised; upstream's recipe where it is not given.
+        needs: what upstream's recipe asks of the HTP.
+        modes: in which it is compiled and run.
+        lengths: sizes that are compiled in.
+        shards: parts that upstream is asked to cut the model into (`num_sharding`).
+        eval: held-out text.
+        calibration: text that quantisation ranges are taken from.
+        prompts: what is generated from.
+        max_new_tokens: tokens to generate; less than lengths.max_seq_len.
+        bounds: what a phone is held to.
+        published: what a public source gives.
+        host: what compiling is expected to take.
+    """
 
     name: str = Field(pattern=_NAME)
     title: _Text
@@ -213,3 +432,5 @@ class ModelFile(Section):
     prompts: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)]
     max_new_tokens: _Count
     bounds: Bounds = Bounds()
+    published: Published | None = None
+    host: Host | None = None

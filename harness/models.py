@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 from harness.config import Document, Problem, read_document
 from harness.errors import ConfigError
-from harness.model_file import Bounds, Lengths, Mode, ModelFile, Needs, Params
+from harness.model_file import Bounds, CheckpointFormat, Host, Lengths, Mode, ModelFile, Needs, Params, Published
 from harness.recipes import UPSTREAM, Recipe, recipe_problems
 from harness.soc import suggestion
 
@@ -35,29 +34,28 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the weights come from.
+    """Where the weights come from; `harness.weights` finds them.
 
     Attributes:
-        format: `meta` (a file torch loads) or `gguf_package`.
-        path: the file, absolute; for `meta`.
+        format: how they are stored.
+        path: the file or folder, absolute; None: in a package, or where weights are looked for.
         package: the module to import; for `gguf_package`.
         extra: the extra of htpfarm that installs it.
+        source: where to get them; None: repo_id on the hub.
+        qkv_blocks: for CodeGen: blocks that the rows of its fused q, v, k come in.
     """
 
-    format: Literal["meta", "gguf_package"]
-    path: Path | None
-    package: str | None
-    extra: str | None
-
-    @property
-    def installed(self) -> bool:
-        """Whether the weights are there: always for `meta`, whose file was checked on loading."""
-        return self.package is None or importlib.util.find_spec(self.package) is not None
+    format: CheckpointFormat
+    path: Path | None = None
+    package: str | None = None
+    extra: str | None = None
+    source: str | None = None
+    qkv_blocks: int | None = None
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """The tokenizer's kind and its file, absolute; no file when it comes with the checkpoint's package."""
+    """The tokenizer's kind and its file, absolute; no file when it comes with the weights."""
 
     kind: Literal["sentencepiece", "huggingface"]
     path: Path | None
@@ -109,6 +107,8 @@ class ModelSpec:
     prompts: tuple[str, ...]
     max_new_tokens: int
     bounds: Bounds
+    published: Published | None = None
+    host: Host | None = None
 
     @property
     def folder(self) -> Path:
@@ -124,6 +124,18 @@ class ModelSpec:
     def lpbq(self) -> bool:
         """Whether the model's recipe quantises weights by blocks (LPBQ)."""
         return self.recipe.asks_lpbq(self.needs.lpbq)
+
+    @property
+    def masked_softmax(self) -> bool:
+        """Whether the model's recipe masks by QNN's masked softmax."""
+        asked = self.recipe.masked_softmax
+        return self.needs.masked_softmax if asked is None else asked
+
+    @property
+    def r3(self) -> bool:
+        """Whether the model's recipe rotates queries and keys (SpinQuant's R3)."""
+        asked = self.recipe.spinquant.r3
+        return self.needs.r3 if asked is None else asked
 
 
 def load_models(folder: Path) -> dict[str, ModelSpec]:
@@ -155,7 +167,7 @@ def load_model(path: Path) -> ModelSpec:
         key: getattr(file, key)
         for key in (
             *("name", "title", "decoder", "repo_id", "license", "params", "instruct", "system_prompt", "recipe"),
-            *("needs", "modes", "shards", "prompts", "max_new_tokens", "bounds"),
+            *("needs", "modes", "shards", "prompts", "max_new_tokens", "bounds", "published", "host"),
         )
     }
     return ModelSpec(
@@ -165,6 +177,8 @@ def load_model(path: Path) -> ModelSpec:
             _resolve(path, file.checkpoint.path) if file.checkpoint.path else None,
             file.checkpoint.package,
             file.checkpoint.extra,
+            file.checkpoint.source,
+            file.checkpoint.qkv_blocks,
         ),
         tokenizer=Tokenizer(file.tokenizer.kind, _resolve(path, file.tokenizer.path) if file.tokenizer.path else None),
         lengths=file.lengths.value(),
@@ -179,17 +193,27 @@ def load_model(path: Path) -> ModelSpec:
 def select(models: Mapping[str, ModelSpec], names: Sequence[str] | None) -> tuple[ModelSpec, ...]:
     """The models of these names, sorted by name, each once; all of them for None or `all`.
 
+    `NAME_twin` is a model's twin, `all-twins` those of all models that have one; see `harness.twins`. They are made
+    when they are first asked for.
+
     Raises:
         ConfigError: a model of that name is not known.
+        BuildError: a twin cannot be made.
     """
-    if names is None or "all" in names:
+    if names is None:
         return tuple(models[name] for name in sorted(models))
-    for name in names:
-        if name not in models:
-            raise ConfigError(f"unknown model {name!r}", remedy=suggestion(name, models))
     if not names:
         raise ConfigError("no model selected", remedy=f"known: {', '.join(sorted(models))}")
-    return tuple(models[name] for name in sorted(set(names)))
+    found = {name: models[name] for name in models if name in names or "all" in names}
+    others = [name for name in names if name not in models and name != "all"]
+    if any(name.endswith(("_twin", "-twins")) for name in others):
+        from harness.twins import select_twins  # far to the right: only who asks for twins pays for them
+
+        twins, others = select_twins(models, others)
+        found.update((twin.name, twin) for twin in twins)
+    for name in others:
+        raise ConfigError(f"unknown model {name!r}", remedy=suggestion(name, [*models, "all", "all-twins"]))
+    return tuple(found[name] for name in sorted(found))
 
 
 def _resolve(path: Path, relative: str) -> Path:
@@ -203,7 +227,6 @@ def _problems(document: Document[ModelFile], path: Path) -> list[Problem]:
     if file.name != expected:
         problems.append(Problem(("name",), f"is {file.name!r}, but the file's place says {expected!r}"))
     referenced: Iterable[tuple[tuple[str, str], str | None]] = (
-        (("checkpoint", "path"), file.checkpoint.path),
         (("tokenizer", "path"), file.tokenizer.path),
         (("eval", "text"), file.eval.text),
         (("calibration", "text"), file.calibration.text if file.calibration else None),
@@ -211,16 +234,39 @@ def _problems(document: Document[ModelFile], path: Path) -> list[Problem]:
     for place, relative in referenced:
         if relative is not None and not _resolve(path, relative).is_file():
             problems.append(Problem(place, f"no such file: {_resolve(path, relative)}"))
-    if file.checkpoint.format == "meta" and file.tokenizer.path is None:
-        problems.append(Problem(("tokenizer",), "the key path is missing: a meta checkpoint brings no tokenizer"))
+    problems += _checkpoint_problems(file, path)
     if file.max_new_tokens >= file.lengths.max_seq_len:
         limit = file.lengths.max_seq_len
         problems.append(Problem(("max_new_tokens",), f"must be less than lengths.max_seq_len, which is {limit}"))
     if Mode.LOOKAHEAD in file.modes and (problem := file.lengths.value().problem(Mode.LOOKAHEAD)):
         problems.append(Problem(("lengths",), problem))
+    trained = file.params.original_max_position_embeddings
+    if trained is not None and file.lengths.max_seq_len > trained:
+        problems.append(
+            Problem(
+                ("lengths",), f"beyond {trained} tokens LongRoPE has other frequencies, which upstream's graph has not"
+            )
+        )
     if file.shards > file.params.n_layers:
         problems.append(Problem(("shards",), f"is more than the {file.params.n_layers} layers there are"))
     repeated = sorted({mode.value for mode in file.modes if file.modes.count(mode) > 1})
     if repeated:
         problems.append(Problem(("modes",), f"{', '.join(repeated)} is there twice"))
     return problems
+
+
+def _checkpoint_problems(file: ModelFile, path: Path) -> list[Problem]:
+    checkpoint = file.checkpoint
+    if checkpoint.path is None:
+        return []
+    weights, place = _resolve(path, checkpoint.path), ("checkpoint", "path")
+    if not weights.exists():
+        return [Problem(place, f"no such file: {weights}")]
+    if checkpoint.format == "huggingface" and not weights.is_dir():
+        return [Problem(place, f"must be the folder that holds config.json: {weights}")]
+    if checkpoint.format in ("llama2c", "gguf") and not weights.is_file():
+        return [Problem(place, f"must be a file: {weights}")]
+    if checkpoint.format in ("meta", "llama2c") and weights.is_file() and file.tokenizer.path is None:
+        message = f"the key path is missing: a {checkpoint.format} checkpoint brings no tokenizer"
+        return [Problem(("tokenizer",), message)]
+    return []

@@ -15,3 +15,13 @@ def cache_root() -> Path:
         return Path(explicit).expanduser().resolve()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "htpfarm"
+
+
+def weights_root() -> Path:
+    """Where weights are looked for that a model's file gives no path of: `$HTPFARM_WEIGHTS`, else in the cache folder.
+
+    Each model has a folder of its name there.
+    """
+    if explicit := os.environ.get("HTPFARM_WEIGHTS"):
+        return Path(explicit).expanduser().resolve()
+    return cache_root() / "weights"

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.build.calibration import MODELS_OWN, CalibrationChoice, fingerprint
-from harness.build.checkpoint import checkpoint_file
+from harness.build.checkpoint import checkpoint_files
 from harness.build.reference import FILE
 from harness.model_file import Lengths, Mode
 from harness.models import ModelSpec
@@ -28,8 +28,9 @@ from harness.target import Target
 
 # Modules whose source changes what a build makes.
 _SOURCES = (
-    *("calibration.py", "checkpoint.py", "hadamard.py", "materials.py", "recipe.py", "reference.py", "score.py"),
-    *("spinquant.py", "task_tokens.py", "upstream.py", "worker.py", "../recipes.py"),
+    *("calibration.py", "checkpoint.py", "config_check.py", "families.py", "hadamard.py", "materials.py", "pieces.py"),
+    *("recipe.py", "reference.py", "score.py", "spinquant.py", "stored.py", "task_tokens.py", "upstream.py"),
+    *("worker.py", "../recipes.py"),
 )
 
 
@@ -89,7 +90,7 @@ def locate(
         "model": spec.name,
         "decoder": spec.decoder,
         "params": json.dumps(spec.params.model_args(), sort_keys=True),
-        "weights": _file_hash(checkpoint_file(spec)),
+        "weights": " ".join(_file_hash(path) for path in checkpoint_files(spec)),
         "recipe": spec.recipe.model_dump_json(),
         "shards": str(spec.shards),
         "calibration": fingerprint(spec, calibration),

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness.build.cache import Artifact, locate
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.errors import ConfigError
-from harness.gates import Verdict, judge
+from harness.gates import Verdict, Version, judge_all, judge_phone
 from harness.inventory import Inventory, Phone, load_inventory
 from harness.matrix import Cell, cells_for_rack, parse_modes, parse_socs
 from harness.model_file import Mode
@@ -43,11 +43,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell and its verdict; `phones` are the names of those it may run on."""
+    """A cell and its verdict.
+
+    Attributes:
+        cell: the cell.
+        verdict: whether it runs, and if not the first reason.
+        phones: names of those it may run on.
+        target: what its artifact is built for.
+        more: further reasons not to run it: each has its own remedy.
+    """
 
     cell: Cell
     verdict: Verdict
     phones: tuple[str, ...]
+    target: Target
+    more: tuple[Verdict, ...] = ()
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -128,25 +138,40 @@ def with_lengths(model: ModelSpec, changes: Mapping[str, int], modes: Sequence[M
     return replace(model, lengths=lengths)
 
 
-def plan(choice: Choice, phones: Iterable[Phone], target: Target) -> tuple[Planned, ...]:
+def plan(
+    choice: Choice,
+    phones: Iterable[Phone],
+    target: Target | None = None,
+    qnn: Version | None = None,
+    *,
+    runs: bool = True,
+) -> tuple[Planned, ...]:
     """Every cell of the rack's phones with its verdict, in the order in which they are worth running.
 
     kv before hybrid: its artifact is ready first.
 
     Args:
         phones: probed: each with its SoC.
-        target: what artifacts are built for; some gates depend on it.
+        target: what artifacts are built for; some gates depend on it. None: each for its phone, virtual or real.
+        qnn: version of the QNN libraries; None: no gate is judged by it.
+        runs: whether cells are to run on these phones, too: False when they are only compiled.
     """
     rack = tuple(phones)
-    planned = [
-        Planned(
-            cell,
-            judge(cell, target),
-            tuple(p.name for p in rack if p.soc == cell.soc and cell.phone in (None, p.name)),
-        )
-        for cell in cells_for_rack(choice.models, choice.modes, rack, choice.socs)
-    ]
+    planned = []
+    for cell in cells_for_rack(choice.models, choice.modes, rack, choice.socs):
+        # One: where several phones share a SoC, each has a cell of its own.
+        (phone,) = [p for p in rack if p.soc == cell.soc and cell.phone in (None, p.name)]
+        own = target or (Target.SIM if phone.virtual else Target.ANDROID)
+        reasons = judge_all(cell, own, qnn, simulated=runs and phone.virtual is not None)
+        verdict = reasons[0] if reasons else Verdict(run=True)
+        planned.append(Planned(cell, verdict, (phone.name,), own, reasons[1:]))
     return tuple(sorted(planned, key=lambda p: (p.cell.model.name, _ORDER[p.cell.mode], p.cell.id)))
+
+
+def left_out(phones: Iterable[Phone]) -> tuple[tuple[Phone, Verdict], ...]:
+    """The phones of a rack that get no cell at all, and why."""
+    judged = ((phone, judge_phone(phone)) for phone in phones)
+    return tuple((phone, verdict) for phone, verdict in judged if not verdict.run)
 
 
 def artifacts(

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_models import make_model
+from sample_models import TINY, make_model
 
-from harness.gates import GATES, Verdict, judge, judge_all
+from harness.gates import GATES, OLDER_HTP, Verdict, Version, dotted, judge, judge_all, judge_phone
+from harness.inventory import Phone
 from harness.matrix import Cell, Mode, Target, cells
-from harness.soc import SOCS
+from harness.soc import PHONE_KINDS, SOCS
 
 ALL_MODES = ["kv", "hybrid", "lookahead"]
 # The first generation that runs each mode, for a phone: by what the model needs.
@@ -45,12 +46,12 @@ def cell(tmp_path: Path, mode: Mode, soc: str, **changes: Any) -> Cell:
     return Cell(model, mode, SOCS[soc], model.lengths)
 
 
-def test_the_reason_has_the_numbers_and_the_remedy_helps(tmp_path: Path) -> None:
+def test_the_reason_has_the_numbers_and_the_remedy_names_recipes(tmp_path: Path) -> None:
     kv16 = judge(cell(tmp_path, Mode.KV, "SM8450", needs={"kv_bits": 16}), Target.ANDROID)
     assert kv16.gate == "kv16"
     assert kv16.reason.startswith("SM8450 is V69; 16-bit KV")
     assert kv16.reason.endswith("needs V73")
-    assert "kv_bits: 8" in kv16.remedy
+    assert "16a4w_kv8, then 16a4w_kv8_spin, then 16a4w_kv8_mixed" in kv16.remedy
     assert "README.md" in kv16.source
 
     lpbq = judge(cell(tmp_path, Mode.KV, "SM8350", needs={"lpbq": True}), Target.SIM)
@@ -60,14 +61,85 @@ def test_the_reason_has_the_numbers_and_the_remedy_helps(tmp_path: Path) -> None
     assert (sharing.gate, "kv mode" in sharing.remedy) == ("weight_sharing", True)
 
 
-def test_following_a_remedy_opens_the_gate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", OLDER_HTP)
+@pytest.mark.parametrize(
+    ("soc", "gates"), [("SM8350", ["lpbq", "kv16", "weight_sharing"]), ("SM8450", ["kv16", "weight_sharing"])]
+)
+def test_following_a_remedy_opens_the_gate(tmp_path: Path, soc: str, gates: list[str], recipe: str) -> None:
     needs = {"lpbq": True, "kv_bits": 16}
-    old = cell(tmp_path, Mode.HYBRID, "SM8350", needs=needs)
-    assert [verdict.gate for verdict in judge_all(old, Target.ANDROID)] == ["lpbq", "kv16", "weight_sharing"]
-    recipe = {"name": "old", "weights": "16a4w", "kv_bits": 8}
-    new = cell(tmp_path, Mode.KV, "SM8350", needs=needs, recipe=recipe)
+    old = judge_all(cell(tmp_path, Mode.HYBRID, soc, needs=needs), Target.ANDROID)
+    assert [verdict.gate for verdict in old] == gates
+    assert recipe in old[0].remedy
+    new = cell(tmp_path, Mode.KV, soc, needs=needs, recipe=recipe)
     assert judge(new, Target.ANDROID) == Verdict(run=True)
     assert judge_all(new, Target.ANDROID) == ()
+
+
+def test_a_recipe_that_the_architecture_refuses_is_not_advised(tmp_path: Path) -> None:
+    params = TINY["params"] | {"post_attention_norm": True}
+    verdict = judge(cell(tmp_path, Mode.KV, "SM8450", needs={"kv_bits": 16}, params=params), Target.SIM)
+    assert "16a4w_kv8, then 16a4w_kv8_mixed" in verdict.remedy
+    assert "spin" not in verdict.remedy
+
+
+def test_where_no_recipe_helps_that_is_the_first_thing_said(tmp_path: Path) -> None:
+    params = TINY["params"] | {"norm_type": "layernorm"}
+    found = judge_all(cell(tmp_path, Mode.KV, "SM8450", needs={"kv_bits": 16}, params=params), Target.SIM)
+    assert [verdict.gate for verdict in found] == ["layernorm", "kv16"]
+    assert "RMSNorm" in found[0].remedy
+    assert judge(cell(tmp_path, Mode.KV, "SM8550", params=params), Target.SIM).run
+
+
+@pytest.mark.parametrize(
+    ("needs", "recipe", "gate", "floor", "remedy"),
+    [
+        ({"masked_softmax": True}, None, "masked_softmax", (2, 35), "masked_softmax: false"),
+        ({}, {"name": "x", "masked_softmax": True}, "masked_softmax", (2, 35), "masked_softmax: false"),
+        ({"r3": True}, None, "hadamard", (2, 47), "r3: false"),
+        ({}, {"name": "x", "spinquant": {"r3": True}}, "hadamard", (2, 47), "r3: false"),
+    ],
+)
+def test_a_floor_of_the_qnn_libraries(
+    tmp_path: Path, needs: dict[str, Any], recipe: dict[str, Any] | None, gate: str, floor: Version, remedy: str
+) -> None:
+    asks = cell(tmp_path, Mode.KV, "SM8650", needs=needs, recipe=recipe)
+    older = (floor[0], floor[1] - 1)
+    verdict = judge(asks, Target.SIM, older)
+    assert (verdict.run, verdict.gate) == (False, gate)
+    assert f"are {dotted(older)}" in verdict.reason
+    assert f"needs {dotted(floor)}" in verdict.reason
+    assert remedy in verdict.remedy
+    for version in (floor, (floor[0] + 1, 0), None):  # None: not known here, so not judged
+        assert judge(asks, Target.SIM, version).run
+    off = {"name": "off", "masked_softmax": False, "spinquant": {"r3": False}}
+    assert judge(cell(tmp_path, Mode.KV, "SM8650", needs=needs, recipe=off), Target.SIM, older).run
+
+
+def test_the_simulator_takes_nothing_that_is_made_for_phones(tmp_path: Path) -> None:
+    asks = cell(tmp_path, Mode.KV, "SM8650")
+    verdict = judge(asks, Target.ANDROID, simulated=True)
+    assert (verdict.run, verdict.gate) == (False, "simulator")
+    assert "--target sim" in verdict.remedy
+    assert judge(asks, Target.SIM, simulated=True).run
+    assert judge(asks, Target.ANDROID).run
+
+
+def phone(kind: str | None, soc: str | None) -> Phone:
+    virtual = PHONE_KINDS[kind] if kind else None
+    return Phone("p", None if virtual else "R5CT1", virtual, SOCS.get(virtual.soc if virtual else soc or ""))
+
+
+def test_a_galaxy_with_an_exynos_gets_no_cells_and_is_told_why() -> None:
+    verdict = judge_phone(phone("galaxy_s24_exynos", None))
+    assert (verdict.run, verdict.gate) == (False, "phone")
+    assert "Exynos" in verdict.reason
+    assert "Snapdragon" in verdict.remedy
+    assert judge_phone(phone("galaxy_s24", None)) == Verdict(run=True)
+    # A real one: by what it said, or unknown until it is asked.
+    said = judge_phone(phone(None, None), "ro.soc.model is s5e9945, a Samsung Exynos: it has no Hexagon HTP")
+    assert "s5e9945" in said.reason
+    assert "htpfarm devices" in judge_phone(phone(None, None)).remedy
+    assert judge_phone(phone(None, "SM8450")).run
 
 
 @pytest.mark.parametrize("target", list(Target))
@@ -79,5 +151,7 @@ def test_a_mode_the_model_does_not_list(tmp_path: Path, target: Target) -> None:
     assert "tiny.yaml" in verdict.source
 
 
-def test_gates_are_told_apart_by_name() -> None:
-    assert len({gate.name for gate in GATES} | {"mode"}) == len(GATES) + 1
+def test_gates_are_told_apart_by_name_and_say_everything() -> None:
+    assert len({gate.name for gate in GATES} | {"mode", "phone"}) == len(GATES) + 2
+    for gate in GATES:
+        assert all((gate.feature, gate.needs, gate.remedy, gate.source)), gate.name

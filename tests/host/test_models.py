@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from sample_models import TINY, line_of, make_model, write_model
 
+from harness.build.families import weight_count
 from harness.errors import ConfigError
 from harness.models import Lengths, Mode, load_model, load_models, select
+from harness.paths import MODELS
+from harness.text.decoders import VERSIONS
+from harness.weights import have_weights
 
 
 def refused(path: Path) -> str:
@@ -22,7 +26,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
     assert (spec.name, spec.decoder, spec.instruct, spec.repo_id) == ("tiny", "stories260k", False, None)
     assert spec.folder == tmp_path
     assert spec.checkpoint.path == tmp_path / "tiny.pt"
-    assert spec.checkpoint.installed
+    assert have_weights(spec)
     assert spec.tokenizer.path == tmp_path / "tok.model"
     assert (spec.eval.text, spec.eval.tokens) == (tmp_path / "held_out.txt", 500)
     assert (spec.calibration.text, spec.calibration.samples) == (tmp_path / "calibration.txt", 4)
@@ -31,6 +35,17 @@ def test_a_whole_model(tmp_path: Path) -> None:
     assert (spec.bounds.phone_vs_qdq_ppl, spec.bounds.qdq_vs_fp_ppl) == (0.02, 0.10)
     assert (spec.recipe.name, spec.shards, spec.kv_bits, spec.lpbq) == ("upstream", 1, 8, False)
     assert hash(spec) == hash(make_model(tmp_path))
+
+
+def test_a_checkpoint_without_a_path_may_be_elsewhere(tmp_path: Path) -> None:
+    spec = make_model(tmp_path, checkpoint={"format": "llama2c"}, tokenizer={"kind": "sentencepiece"})
+    assert (spec.checkpoint.path, spec.tokenizer.path) == (None, None)
+    assert not have_weights(spec)
+
+
+def test_upstreams_further_names_of_parameters_pass(tmp_path: Path) -> None:
+    params = TINY["params"] | {"attention_type": "mha"}
+    assert make_model(tmp_path, params=params).params.model_args() == params
 
 
 def test_params_are_what_upstream_reads(tmp_path: Path) -> None:
@@ -49,7 +64,7 @@ def test_a_package_brings_its_tokenizer(tmp_path: Path) -> None:
     package = {"format": "gguf_package", "package": "no_such_package_here", "extra": "smollm2"}
     spec = make_model(tmp_path, checkpoint=package, tokenizer={"kind": "huggingface"})
     assert (spec.checkpoint.path, spec.checkpoint.package, spec.tokenizer.path) == (None, "no_such_package_here", None)
-    assert not spec.checkpoint.installed
+    assert not have_weights(spec)
 
 
 def test_a_recipe_overrides_what_upstream_needs(tmp_path: Path) -> None:
@@ -79,7 +94,15 @@ def test_a_recipe_overrides_what_upstream_needs(tmp_path: Path) -> None:
         ({"recipe": {"name": "x", "weights": "4w"}}, "recipe.weights", "weights:", ["16a4w", "'4w'"]),
         ({"recipe": {"kv_bits": 8}}, "recipe", "recipe:", ["name of its own"]),
         ({"recipe": {"name": "x", "block_size": 8}}, "recipe", "recipe:", ["weights: lpbq"]),
-        ({"checkpoint": {"format": "meta"}}, "checkpoint", "checkpoint:", ["needs the key path"]),
+        ({"checkpoint": {"format": "gguf_package"}}, "checkpoint", "checkpoint:", ["needs the key package"]),
+        ({"checkpoint": {"format": "meta", "extra": "x"}}, "checkpoint", "checkpoint:", ["no key extra"]),
+        (
+            {"checkpoint": {"format": "huggingface", "path": "tiny.pt"}},
+            "checkpoint.path",
+            "tiny.pt",
+            ["must be the folder that holds config.json"],
+        ),
+        ({"checkpoint": {"format": "gguf", "path": "."}}, "checkpoint.path", "path: .", ["must be a file"]),
         (
             {"checkpoint": {"format": "gguf_package", "package": "x", "path": "tiny.pt"}},
             "checkpoint",
@@ -93,6 +116,24 @@ def test_a_recipe_overrides_what_upstream_needs(tmp_path: Path) -> None:
         ({"calibration": {"text": "lost.txt", "samples": 5}}, "calibration.text", "lost.txt", ["no such file"]),
         ({"params": TINY["params"] | {"n_kv_heads": 3}}, "params", "params:", ["n_kv_heads (3)"]),
         ({"params": TINY["params"] | {"dim": 63}}, "params", "params:", ["give head_dim"]),
+        (
+            {"params": TINY["params"] | {"rope_thta": 1e4}},
+            "params",
+            "params:",
+            ["rope_thta", "did you mean rope_theta?"],
+        ),
+        (
+            {"params": TINY["params"] | {"layer_types": ["full_attention"]}},
+            "params",
+            "params:",
+            ["layer_types lists 1", "n_layers is 5"],
+        ),
+        (
+            {"params": TINY["params"] | {"original_max_position_embeddings": 100}, "lengths": {"max_seq_len": 101}},
+            "lengths",
+            "lengths:",
+            ["beyond 100 tokens"],
+        ),
         ({"params": TINY["params"] | {"dim": "64"}}, "params.dim", "dim:", ["valid integer"]),
         ({"bounds": {"phone_vs_qdq_ppl": -1}}, "bounds.phone_vs_qdq_ppl", "phone_vs", ["greater than 0"]),
     ],
@@ -157,3 +198,31 @@ def test_select(tmp_path: Path) -> None:
     assert "tiny_a" in caught.value.remedy
     with pytest.raises(ConfigError, match="no model selected"):
         select(models, [])
+
+
+LIST = (
+    *("codegen2_1b", "gemma2_2b", "gemma3_1b", "gemma_2b", "glm_edge_1_5b", "granite_3_3_2b_instruct"),
+    *("llama3_2_1b_instruct", "llama3_2_3b_instruct", "phi_4_mini_instruct", "qwen2_5_0_5b", "qwen2_5_1_5b"),
+    *("qwen3_0_6b", "qwen3_1_7b", "smollm2_135m", "smollm3_3b", "stories110m"),
+)
+
+
+def test_the_models_that_ship() -> None:
+    rows = load_models(MODELS)
+    assert list(rows) == sorted([*LIST, "tiny_llama"])
+    for name in LIST:
+        row = rows[name]
+        assert row.repo_id
+        assert row.decoder in VERSIONS
+        assert row.modes == tuple(Mode)
+        assert row.host is not None
+        assert 0 < row.host.kv.memory_gb <= row.host.hybrid.memory_gb
+        assert row.host.kv.hours <= row.host.hybrid.hours
+        billions = weight_count(row.params) / 1e9
+        # As the names say, but for embeddings, which some leave out of the count and upstream's graph holds twice.
+        assert 0.1 < billions < 4.6
+    assert rows["llama3_2_1b_instruct"].host.hybrid.memory_gb == 80
+    assert rows["qwen3_0_6b"].published.decode_tok_s.SM8650 == 47
+    assert weight_count(rows["llama3_2_1b_instruct"].params) - 128256 * 2048 == 1_235_814_400
+    assert weight_count(rows["qwen2_5_0_5b"].params) - 151936 * 896 == 494_032_768
+    assert weight_count(rows["gemma3_1b"].params) - 262144 * 1152 == 999_885_952

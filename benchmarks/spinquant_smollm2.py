@@ -1,6 +1,6 @@
 """What do SpinQuant's rotations do to the perplexity of a model in 16a4w? Float and QDQ, the same tokens in every arm.
 
-    python benchmarks/spinquant.py [--model smollm2_135m] [--context 256] [--tokens 1024] [--kv-bits 16]
+    python benchmarks/spinquant_smollm2.py [--model smollm2_135m] [--context 256] [--tokens 1024] [--kv-bits 16]
                                    [--arms none,r1,r2,r1+r2,r1+r2+r3] [--seeds 0] [--json]
 
 Each arm is a process of its own: weights, rotations, upstream's quantiser with the model's own calibration text, and
