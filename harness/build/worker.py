@@ -32,6 +32,7 @@ from harness.build.score import prepare_text
 from harness.build.spinquant import rotate
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_model
+from harness.text.tokenizer import tokenizer_files
 from harness.toolchain.mends import write_params
 
 # The two modules take about 11 bytes a weight on disk: kept where that stays below 2 GB or so.
@@ -83,7 +84,8 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
             scale = decoders.decode.meta["get_logits_scale"]
             tokenizer = text.tokenizer_file.name
             reference = Reference(job.lengths.max_seq_len, text.held_out, fp, qdq, tokenizer, scale)
-            shutil.copy(text.tokenizer_file, folder / tokenizer)
+            for file in tokenizer_files(text.tokenizer_file):
+                shutil.copy(file, folder / file.name)
             if keep:
                 upstream.save_reference(decoders, folder / QDQ_FILE)
             (folder / FILE).write_text(reference.to_json(), encoding="utf-8")

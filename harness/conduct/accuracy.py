@@ -16,7 +16,7 @@ from harness.model_file import Mode
 from harness.results.records import CheckRecord, Graph, Ground, TaskRecord, TtftRecord
 from harness.runtime.score import GraphChoice
 from harness.text.decoders import VERSIONS
-from harness.text.heldout import HeldOut, held_out
+from harness.text.heldout import HeldOut, beginning, held_out
 
 # Prefill first: a block of AR tokens costs about one step, so the cell's noise is known early.
 GRAPHS: dict[Mode, tuple[GraphChoice, ...]] = {
@@ -89,6 +89,8 @@ def _text(attempt: Attempt, tokens: int) -> HeldOut:
     compiled = attempt.reference.held_out
     if tokens == compiled.tokens:
         return compiled
+    if tokens < compiled.tokens:
+        return beginning(compiled, attempt.tokenizer, tokens)
     text = attempt.cell.model.eval.text.read_text(encoding="utf-8")
     return held_out(attempt.tokenizer, text, tokens, attempt.reference.context)
 

@@ -42,6 +42,18 @@ def held_out(tokenizer: Tokenizer, text: str, tokens: int, context: int) -> Held
     return HeldOut(rolling_windows(ids, prefix_token(tokenizer), context), count_words(tokenizer, ids))
 
 
+def beginning(text: HeldOut, tokenizer: Tokenizer, tokens: int) -> HeldOut:
+    """The first `tokens` tokens of a cut-up text, in its windows; all of it where it has no more."""
+    windows = []
+    left = tokens
+    for window in text.windows:
+        if left <= 0:
+            break
+        windows.append(Window(window.inputs[:left], window.targets[:left]))
+        left -= len(window.targets)
+    return HeldOut(tuple(windows), count_words(tokenizer, [token for w in windows for token in w.targets]))
+
+
 def prefix_token(tokenizer: Tokenizer) -> int:
     """What is fed before a text's first token: BOS; of models that know none EOS, as lm-eval does it.
 

@@ -16,6 +16,7 @@ from harness.errors import ConfigError
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "\u2581"
+_CONFIG = "tokenizer_config.json"
 
 
 class Tokenizer(Protocol):
@@ -68,6 +69,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"no tokenizer we know: {error}", where=str(path), remedy=remedy) from None
 
 
+def tokenizer_files(path: Path) -> tuple[Path, ...]:
+    """The tokenizer, and what lies beside it that `load_tokenizer` reads too: only both name the same BOS."""
+    config = path.with_name(_CONFIG)
+    return (path, config) if path.suffix == ".json" and config.is_file() else (path,)
+
+
 class SentencePiece:
     """A SentencePiece model."""
 
@@ -118,7 +125,7 @@ class HuggingFace:
         }
         self._added = {int(token["id"]) for token in described.get("added_tokens") or []}
         self._byte_level = "ByteLevel" in json.dumps([described.get("decoder"), described.get("pre_tokenizer")])
-        self.bos, self.eos = self._ends(path.with_name("tokenizer_config.json"))
+        self.bos, self.eos = self._ends(path.with_name(_CONFIG))
 
     def _ends(self, config: Path) -> tuple[int | None, int | None]:
         if config.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from harness.runtime.score import read_request
 from harness.runtime.stats import Stats
 from harness.soc import find_soc
 from harness.text.templates import TEMPLATES, find_template, format_prompt
-from harness.text.tokenizer import load_tokenizer
+from harness.text.tokenizer import load_tokenizer, tokenizer_files
 from harness.text.windows import Window
 
 from runtime_fixtures import toy_info  # isort: skip
@@ -377,6 +378,23 @@ def test_huggingface_ends(
 ) -> None:
     tokenizer = load_tokenizer(_huggingface(tmp_path, specials, config))
     assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
+
+
+def test_a_copied_tokenizer_names_the_same_ends(tmp_path: Path) -> None:
+    """Of SmolLM2's BOS <|im_start|> the runner's guess would make <|endoftext|>, and perplexity another figure."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    config: dict[str, object] = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    path = _huggingface(tmp_path, specials, config)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tokenizer_files(path):
+        shutil.copy(file, copy)
+    ours, theirs = load_tokenizer(copy / path.name), load_tokenizer(path)
+    assert (ours.bos, ours.eos) == (theirs.bos, theirs.eos)
+    (copy / "tokenizer_config.json").unlink()
+    assert load_tokenizer(copy / path.name).bos != theirs.bos
+    model = MODELS / "tiny_llama" / "tokenizer.model"
+    assert tokenizer_files(model) == (model,)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,12 @@ from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
 from harness.evaluate.text import check_text
 from harness.model_file import Bounds
+from harness.paths import MODELS
 from harness.results.records import Graph, Ground
 from harness.text.decoders import VERSIONS
+from harness.text.heldout import beginning, held_out
 from harness.text.templates import MULTIMODAL, TEMPLATES
+from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import rolling_windows
 from harness.toolchain.environment import find_toolchain
 
@@ -31,6 +34,14 @@ def test_windows_predict_every_token_once_from_the_one_before(tokens: list[int],
     assert [t for w in windows for t in w.targets] == tokens
     assert [t for w in windows for t in w.inputs] == [1, *tokens[:-1]]
     assert all(len(w.inputs) == len(w.targets) <= context for w in windows)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 17))
+def test_the_beginning_of_a_cut_up_text_is_the_beginning_of_the_text(tokens: int, share: int, context: int) -> None:
+    tokenizer = load_tokenizer(MODELS / "tiny_llama" / "tokenizer.model")
+    text = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 3
+    whole = held_out(tokenizer, text, tokens, context)
+    assert beginning(whole, tokenizer, share) == held_out(tokenizer, text, min(share, tokens), context)
 
 
 def test_windows_are_lm_evals() -> None:
