@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from harness.conduct.attempt import Attempt
 from harness.evaluate.grounds import GroundScore, score_text
-from harness.evaluate.judge import noise_check, perplexity_checks, worst_noise
+from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, worst_noise
 from harness.evaluate.phone_scorer import PhoneScorer
 from harness.evaluate.scorer import Scorer
+from harness.evaluate.sqnr import sqnr_db
 from harness.evaluate.ttft import measure_ttft, prompt_graph
 from harness.farm.deploy import DeployReport
 from harness.farm.resident import Resident, resident_spec
@@ -24,6 +25,10 @@ GRAPHS: dict[Mode, tuple[GraphChoice, ...]] = {
     Mode.HYBRID: ("prefill", "kv"),
     Mode.LOOKAHEAD: ("prefill",),  # its decode graph takes guesses, and cannot score token by token
 }
+KV_LOGITS = 16
+"""Tokens whose logits are compared where each takes a step."""
+LOGITS_VALUES = 1 << 20
+"""Values of logits that are sent at once."""
 START_LIMIT_S = 300.0
 
 
@@ -81,7 +86,21 @@ def _perplexities(attempt: Attempt, resident: Resident) -> Accuracy:
         bench.record(score.record(attempt.cell.id))
     rms = worst_noise(qdq, phone)
     checks = perplexity_checks(attempt.cell.id, fp, qdq, phone, model.bounds)
+    checks = (*checks, *_logits_check(attempt, resident))
     return Accuracy((*checks, noise_check(attempt.cell.id, rms, model.bounds)), rms)
+
+
+def _logits_check(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ...]:
+    """The phone's logits against QDQ's over the text's first tokens; none where the model is too large to keep QDQ."""
+    window = attempt.reference.held_out.windows[0].inputs[: max(1, LOGITS_VALUES // resident.ready.vocab)]
+    qdq = attempt.bench.host.logits(attempt.artifact.reference, window)
+    if qdq is None:
+        return ()
+    found: dict[str, tuple[float, int]] = {}
+    for graph in GRAPHS[attempt.cell.mode]:
+        tokens = window[:KV_LOGITS] if graph == "kv" else window
+        found[graph] = sqnr_db(qdq[: len(tokens)], PhoneScorer(resident, graph).logits(tokens)), len(tokens)
+    return (logits_check(attempt.cell.id, found, attempt.cell.model.bounds),)
 
 
 def _text(attempt: Attempt, tokens: int) -> HeldOut:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from harness.build.reference import FP_FILE, QDQ_FILE, Reference
 from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
@@ -53,6 +56,14 @@ class Host:
             fp, qdq = (GroundScore(g, "full", each, text.words, reference.context) for g, each in made)  # type: ignore[arg-type]
             return fp, qdq
         return self._score(folder, "FP", text), self._score(folder, "QDQ", text)
+
+    def logits(self, folder: Path, tokens: Sequence[int]) -> npt.NDArray[np.float64] | None:
+        """QDQ's logits [len(tokens), vocab]; None where its module was not kept."""
+        if not (folder / QDQ_FILE).is_file():
+            return None
+        module = self.scorer(folder, "QDQ").module
+        with torch_threads(1):
+            return module.run(tuple(tokens)).logits
 
     def check_texts(
         self, folder: Path, reference: Reference, replies: Sequence[Reply], noise: float

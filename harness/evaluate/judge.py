@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.evaluate.grounds import GroundScore, noise, ratio
 from harness.evaluate.text import TextReport, describe
@@ -67,6 +67,15 @@ def noise_check(cell: str, rms: float, bounds: Bounds) -> CheckRecord:
         f"a token's log-likelihood on the phone is {rms:.4f} nats (RMS) from QDQ's (bound {bounds.phone_vs_qdq_rms:g})"
     )
     return CheckRecord(cell, "phone_vs_qdq_rms", rms <= bounds.phone_vs_qdq_rms, rms, bounds.phone_vs_qdq_rms, text)
+
+
+def logits_check(cell: str, found: Mapping[str, tuple[float, int]], bounds: Bounds) -> CheckRecord:
+    """Each graph's logits against QDQ's; `found`: by graph, SQNR in dB and the tokens it is over."""
+    bound = bounds.phone_vs_qdq_sqnr
+    parts = [f"of the {graph} graph {db:.1f} dB over {tokens} tokens" for graph, (db, tokens) in found.items()]
+    worst = min((db for db, _ in found.values()), default=-math.inf)
+    text = f"SQNR of the phone's logits against QDQ's: {'; '.join(parts)} (bound {bound:g} dB)"
+    return CheckRecord(cell, "phone_vs_qdq_sqnr", worst >= bound, worst, bound, text)
 
 
 def text_check(cell: str, reports: tuple[TextReport, ...]) -> CheckRecord:

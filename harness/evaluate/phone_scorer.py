@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from harness.errors import ConfigError, ProductError
 from harness.farm.resident import Resident
 from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH
+from harness.runtime.sampling import dequantise
 from harness.runtime.score import GraphChoice, WindowScore, parse_scores, request_json
 from harness.text.windows import Window
 
@@ -81,6 +86,17 @@ class PhoneScorer:
             results += scores
             self._progress(len(results), len(windows))
         return results
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Logits [len(tokens), vocab] of each token, from an empty cache, dequantised. Raises as `Resident.request`."""
+        limit = ANSWER_LIMIT_S + len(tokens) * self._step_limit_s
+        answer = self._resident.request("logits", timeout_s=limit, graph=self._graph, tokens=list(tokens))
+        try:
+            raw = np.frombuffer(base64.b64decode(answer["logits"]), dtype=answer["dtype"])
+            shape = len(tokens), self.vocab
+            return dequantise(raw.reshape(shape), float(answer["scale"]), int(answer["zero_point"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProductError(f"the runner's logits have another form: {error}", where="logits") from None
 
     def generate(self, prompt: Sequence[int], max_new: int, stop: Collection[int]) -> list[int]:
         """See `Scorer`; ends where the context does, and takes the mode's own way. Raises as `Resident.generate`."""

@@ -11,6 +11,8 @@ request has an `op` and an `id`, which its one answer repeats:
 - `score`: `graph` ("kv" or "prefill"), `windows` [{"input": [ids], "target": [ids]}] → `windows` [{"logprobs" in nats,
   "greedy", "steps", "seconds"}]; see `harness.runtime.score`. Each window starts from an empty cache. Logits are not
   sent. Ask for few windows at a time to show progress.
+- `logits`: `graph`, `tokens` [ids] → `logits` of each token, from an empty cache: little-endian uint16 (or float32)
+  [tokens, vocab] in base64, with their `dtype`, `scale` and `zero_point`. For small models: a frame has to hold them.
 - `generate`: `tokens` (prompt ids, BOS included), `max_new` and, if need be, `stop` [], `temperature` 0.0, `seed` 0,
   `fresh` true → `tokens` (a stop token included), `stopped`, `ttft_ms` (from the request being read to the first token;
   tokenising is the host's), `decode_ms`, `prefill_steps`, `decode_steps`, `accepted` (tokens that lookahead saved steps
@@ -25,6 +27,7 @@ fails on the way. What is no frame at all ends the runner with status 2.
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import time
@@ -34,12 +37,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import ConfigError, FailureClass, HarnessError, ProductError
-from harness.frames import PROTOCOL, FrameError, Message, encode_frame, take_frame
+from harness.frames import MAX_FRAME, PROTOCOL, FrameError, Message, encode_frame, take_frame
 from harness.runtime.generate import Generation, generate
 from harness.runtime.lookahead import Lookahead, Settings
 from harness.runtime.program import ProgramInfo
 from harness.runtime.sampling import sampler
-from harness.runtime.score import check_windows, parse_request, result_json, score, token_ids
+from harness.runtime.score import check_windows, logits, parse_request, result_json, score, token_ids
 from harness.runtime.session import Session, plan_blocks
 from harness.runtime.stats import peak_rss_kib
 from harness.text.tokenizer import Tokenizer
@@ -47,6 +50,7 @@ from harness.text.tokenizer import Tokenizer
 _READ = 1 << 20
 _FIELDS = {
     "score": {"graph", "windows"},
+    "logits": {"graph", "tokens"},
     "generate": {"tokens", "max_new", "stop", "temperature", "seed", "fresh"},
     "quit": set[str](),
 }
@@ -176,6 +180,9 @@ class _Server:
                 case "score":
                     _check_fields(request, "score")
                     return self._score(request)
+                case "logits":
+                    _check_fields(request, "logits")
+                    return self._logits(request)
                 case "generate":
                     _check_fields(request, "generate")
                     return self._generate(request)
@@ -199,6 +206,31 @@ class _Server:
             self._forget()
             raise
         return {"ok": True, "windows": result_json(results, parsed.graph)["windows"]}
+
+    def _logits(self, request: Message) -> Message:
+        info = self.session.info
+        tokens = {"input": request.get("tokens"), "target": request.get("tokens")}
+        parsed = parse_request({"graph": request.get("graph"), "windows": [tokens]}, "logits")
+        check_windows(info, parsed.windows, parsed.graph)
+        count = len(parsed.windows[0].inputs)
+        if count * info.vocab * 4 > MAX_FRAME // 2:
+            raise ConfigError(
+                f"logits of {count} tokens over a vocabulary of {info.vocab} do not fit a message",
+                where="tokens",
+                remedy="ask for fewer tokens, or for scores",
+            )
+        self._forget()
+        try:
+            raw = logits(self.session, parsed.windows[0].inputs, parsed.graph)
+        finally:
+            self._forget()
+        return {
+            "ok": True,
+            "logits": base64.b64encode(raw.tobytes()).decode(),
+            "dtype": str(raw.dtype),
+            "scale": info.logits_scale,
+            "zero_point": info.logits_zero_point,
+        }
 
     def _generate(self, request: Message) -> Message:
         started = time.perf_counter()

@@ -18,6 +18,7 @@ import torch
 from harness.build import upstream
 from harness.build.checkpoint import load_state_dict
 from harness.build.score import prepare_text
+from harness.evaluate.sqnr import sqnr_db
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_model
 from harness.toolchain.mends import write_params
@@ -25,12 +26,6 @@ from harness.twins.parity import MARK, Parity
 from harness.weights import find_weights
 
 _TOKENS = 128
-
-
-def sqnr_db(reference: torch.Tensor, other: torch.Tensor) -> float:
-    """10 log10 (Σ reference² / Σ (reference − other)²), in float64; infinite where they are equal."""
-    noise = float((reference.double() - other.double()).square().sum())
-    return 10 * math.log10(float(reference.double().square().sum()) / noise) if noise else math.inf
 
 
 def compare(spec: ModelSpec) -> Parity:
@@ -49,7 +44,7 @@ def compare(spec: ModelSpec) -> Parity:
     chosen, chosen_here = theirs.argmax(-1), ours.argmax(-1)
     return Parity(
         spec.name,
-        round(sqnr_db(theirs, ours), 1),
+        round(sqnr_db(theirs.numpy(), ours.numpy()), 1),
         len(tokens),
         round(float(theirs.std(-1).mean()), 3),
         len(set(chosen.tolist())),

@@ -34,7 +34,7 @@ from harness.rack.manage import RackState
 from harness.rack.phone import tell
 from harness.runtime.generate import generate
 from harness.runtime.program import read_info
-from harness.runtime.sampling import greedy
+from harness.runtime.sampling import greedy, log_softmax
 from harness.runtime.score import score
 from harness.runtime.session import Session
 from harness.soc import PHONE_KINDS
@@ -139,6 +139,10 @@ def test_many_requests_to_one_process(link: PhoneLink, tmp_path: Path) -> None:
         blocks = PhoneScorer(resident, "prefill").score(WINDOWS)
         assert [b.steps for b in blocks] == [2, 1, 4]
         assert scorer.score([]) == []
+        for graph in ("kv", "prefill"):
+            logits = log_softmax(PhoneScorer(resident, graph).logits(WINDOWS[0].inputs))
+            each = [float(row[target]) for row, target in zip(logits, WINDOWS[0].targets, strict=True)]
+            assert each == pytest.approx(list(score(session, WINDOWS[:1], graph)[0].logprobs))
         expected = generate(session, [5, 6, 7], seq_len=9, choose=greedy).tokens
         assert scorer.generate([5, 6, 7], 6, ()) == list(expected)
         reply = resident.generate([5, 6, 7], max_new=3, timeout_s=LIMIT_S)
@@ -148,7 +152,7 @@ def test_many_requests_to_one_process(link: PhoneLink, tmp_path: Path) -> None:
         assert again.tokens == generate(session, [1], seq_len=9, choose=greedy).tokens
         assert (reply.prefill_steps, reply.decode_steps, reply.stopped) == (1, 2, False)
         assert reply.ttft_ms > 0
-        assert resident.requests == 24
+        assert resident.requests == 26
         assert len(processes(link, "x_serve")) == 1
     assert seen == [(3, 3)] * 20
     assert not resident.alive

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.evaluate.grounds import GroundScore
-from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
+from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check, worst_noise
+from harness.evaluate.sqnr import sqnr_db
 from harness.evaluate.text import check_text
 from harness.model_file import Bounds
 from harness.paths import MODELS
@@ -166,6 +167,19 @@ def test_both_graphs_are_held_to_each_other_and_to_qdq(kv: float, passed: bool) 
     assert checks["phone_vs_qdq_ppl"].passed
     off = [phone("prefill", 2.0), phone("kv", 2.0 + math.log(1.03), tokens=20)]
     assert not perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), off, Bounds())[0].passed
+
+
+def test_logits_are_held_to_qdqs() -> None:
+    one = np.array([[3.0, -4.0], [1.0, 2.0]])
+    assert sqnr_db(one, one) == math.inf
+    assert sqnr_db(one, one * 1.01) == pytest.approx(40)
+    assert sqnr_db(one, -one) == pytest.approx(-20 * math.log10(2))
+    bounds = Bounds(phone_vs_qdq_sqnr=30)
+    check = logits_check("c", {"prefill": (44.0, 128), "kv": (29.9, 16)}, bounds)
+    assert not check.passed
+    assert "29.9 dB over 16 tokens" in check.text
+    assert logits_check("c", {"prefill": (44.0, 128), "kv": (30.0, 16)}, bounds).passed
+    assert not logits_check("c", {}, bounds).passed
 
 
 def test_a_phone_that_scored_nothing_does_not_pass() -> None:
