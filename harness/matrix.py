@@ -76,10 +76,13 @@ def cells_for_rack(
     phones: Iterable[Phone],
     socs: Iterable[Soc] | None = None,
     lengths: Lengths | None = None,
+    *,
+    each: bool = True,
 ) -> tuple[Cell, ...]:
     """One cell for each model × mode × phone of the rack, sorted by id.
 
-    Where several phones have the SoC, each cell is pinned to one of them (`@phone`), so that each phone is tested.
+    Where several phones have the SoC, each cell is pinned to one of them (`@phone`), so that each phone is tested;
+    unless not `each`: then there is one cell for all of them, and any may run it.
 
     Args:
         models: as for `cells`.
@@ -91,6 +94,8 @@ def cells_for_rack(
     wanted = None if socs is None else set(socs)
     rack = [(phone.name, phone.soc) for phone in phones if phone.soc and (wanted is None or phone.soc in wanted)]
     count = Counter(soc for _, soc in rack)
+    if not each:
+        return cells(models, modes, count, lengths)
     found = [
         Cell(cell.model, cell.mode, cell.soc, cell.lengths, cell.recipe, name if count[soc] > 1 else None)
         for cell in cells(models, modes, count, lengths)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.mark.expression import Expression
 
+from harness.conduct.distribute import one_at_a_time
+from harness.conduct.jobs import cell_scheduling
 from harness.conduct.live import Follower
 from harness.conduct.plan import (
     DEFAULT_MODELS,
@@ -28,6 +30,7 @@ from harness.conduct.plan import (
 from harness.conduct.session import FirstProcess, Options, Run, join_run
 from harness.errors import ConfigError, HarnessError
 from harness.evaluate.choice import EvalChoice
+from harness.inventory import load_inventory
 from harness.paths import REPOSITORY
 from harness.results import OutcomeRecord, Status, load_run
 from harness.results.report import write_reports
@@ -50,6 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--models", default=DEFAULT_MODELS, help=f"names, comma-separated, or all ({DEFAULT_MODELS})")
     group.addoption("--modes", default=None, help="kv,hybrid,lookahead or all (each model's own)")
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
+    group.addoption("--any-phone", action="store_true", help="run a cell once, on any phone of its SoC; not on each")
     group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
     group.addoption("--compile-only", action="store_true", help="stop after compiling")
     for name, text in LENGTH_OPTIONS.items():
@@ -87,6 +91,7 @@ def _options(config: pytest.Config) -> Options:
         socs=get("socs"),
         pte=get("pte"),
         compile_only=get("compile_only"),
+        any_phone=get("any_phone"),
         reports=get("reports"),
         lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
         evaluation=EvalChoice(
@@ -157,20 +162,34 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """xdist: all cells of a phone go to one worker, so that no worker waits for a phone that another one holds."""
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:  # noqa: ARG001 - xdist passes it by name
+    """xdist: a free worker gets the cell that a free phone should run now."""
     if _RUN not in config.stash:
         return None
-    from xdist.scheduler import LoadScopeScheduling
+    from xdist.workermanage import parse_tx_spec_config
 
-    phones = {planned.cell.id: ",".join(planned.phones) for planned in config.stash[_RUN].planned}
+    return cell_scheduling(config.stash[_RUN], workers=len(parse_tx_spec_config(config)))
 
-    class PhoneScheduling(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            cell = nodeid.partition("[")[2].rstrip("]")
-            return phones.get(cell, nodeid)
 
-    return PhoneScheduling(config, log)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """`-n auto`: a worker a phone. Asked before `pytest_configure`, so a bad rack file is refused there."""
+    if not _active(config):
+        return None
+    try:
+        return len(load_inventory(config.getoption("rack")).phones)
+    except HarnessError:
+        return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """A worker's loop, which starts a test as soon as it has one; see `harness/conduct/distribute.py`."""
+    if _RUN not in session.config.stash or not hasattr(session.config, "workerinput"):
+        return None
+    interactor = next(p for p in session.config.pluginmanager.get_plugins() if type(p).__name__ == "WorkerInteractor")
+    one_at_a_time(session, interactor)
+    return True
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -39,6 +39,7 @@ class Choice:
     modes: tuple[Mode, ...] | None
     socs: tuple[Soc, ...] | None
     calibration: CalibrationChoice = MODELS_OWN
+    each_phone: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,14 @@ def plan(
     """
     rack = tuple(phones)
     planned = []
-    for cell in cells_for_rack(choice.models, choice.modes, rack, choice.socs):
-        # One: where several phones share a SoC, each has a cell of its own.
-        (phone,) = [p for p in rack if p.soc == cell.soc and cell.phone in (None, p.name)]
+    for cell in cells_for_rack(choice.models, choice.modes, rack, choice.socs, each=choice.each_phone):
+        fitting = [p for p in rack if p.soc == cell.soc and cell.phone in (None, p.name)]
+        phone = fitting[0]
+        fitting = [p for p in fitting if (p.virtual is None) == (phone.virtual is None)]
         own = target or (Target.SIM if phone.virtual else Target.ANDROID)
         reasons = judge_all(cell, own, qnn, simulated=runs and phone.virtual is not None)
         verdict = reasons[0] if reasons else Verdict(run=True)
-        planned.append(Planned(cell, verdict, (phone.name,), own, reasons[1:]))
+        planned.append(Planned(cell, verdict, tuple(p.name for p in fitting), own, reasons[1:]))
     return tuple(sorted(planned, key=lambda p: (p.cell.model.name, _ORDER[p.cell.mode], p.cell.id)))
 
 

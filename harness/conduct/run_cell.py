@@ -19,8 +19,18 @@ from harness.results.records import OutcomeRecord, Status
 LEASE_WAIT_S = 3600.0
 
 
-def run_cell(bench: Bench, cell: Cell, artifact: Artifact, lease_wait_s: float = LEASE_WAIT_S) -> OutcomeRecord:
-    """Runs a cell on a phone that fits, trying again where the class of a failure allows it; records everything."""
+def run_cell(
+    bench: Bench, cell: Cell, artifact: Artifact, lease_wait_s: float = LEASE_WAIT_S, *, first: str | None = None
+) -> OutcomeRecord:
+    """Runs a cell on a phone that fits, trying again where the class of a failure allows it; records everything.
+
+    Args:
+        bench: what it is run with.
+        cell: the cell.
+        artifact: its artifact, built.
+        lease_wait_s: how long to wait for a phone, in seconds.
+        first: name of the phone the scheduler chose; it is asked for before the others.
+    """
     start = time.monotonic()
     failures: list[FailureClass] = []
     avoid: list[str] = []
@@ -28,7 +38,7 @@ def run_cell(bench: Bench, cell: Cell, artifact: Artifact, lease_wait_s: float =
         attempt = len(failures) + 1
         phone: AttachedPhone | None = None
         try:
-            candidates = fitting(bench.phones, cell, avoid)
+            candidates = fitting(bench.phones, cell, avoid, first)
             owner = Owner.this_process(bench.run_id)
             bench.say("", f"{cell.id}: waiting for a phone")
             with acquire_any([p.link.serial for p in candidates], owner, wait_s=lease_wait_s) as lease:
@@ -56,8 +66,12 @@ def run_cell(bench: Bench, cell: Cell, artifact: Artifact, lease_wait_s: float =
     return outcome
 
 
-def fitting(phones: Sequence[AttachedPhone], cell: Cell, avoid: Sequence[str]) -> list[AttachedPhone]:
+def fitting(
+    phones: Sequence[AttachedPhone], cell: Cell, avoid: Sequence[str], first: str | None = None
+) -> list[AttachedPhone]:
     """The phones a cell may run on, those that failed it last; a cell pinned to a phone has only that one.
+
+    Of the others, `first` comes first.
 
     Raises:
         InfraError: none.
@@ -69,4 +83,4 @@ def fitting(phones: Sequence[AttachedPhone], cell: Cell, avoid: Sequence[str]) -
             where=cell.id,
             remedy="see `htpfarm devices` for what each phone says",
         )
-    return sorted(matching, key=lambda p: avoid.count(p.phone.name))
+    return sorted(matching, key=lambda p: (avoid.count(p.phone.name), p.phone.name != first))

@@ -16,6 +16,7 @@ from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, wait_for_artifact
+from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
@@ -42,6 +43,7 @@ class Options:
         lengths: fields of `Lengths` that replace each model's own.
         evaluation: the `--eval-…` options.
         calibration: the `--calib-…` options.
+        any_phone: a cell runs once on any phone of its SoC, instead of once on each.
     """
 
     rack: Path
@@ -54,12 +56,14 @@ class Options:
     lengths: dict[str, int] = field(default_factory=dict)
     evaluation: EvalChoice = field(default_factory=EvalChoice)
     calibration: CalibrationChoice = MODELS_OWN
+    any_phone: bool = False
 
     def choice(self) -> Choice:
         """The selections, read and checked."""
-        return read_choice(
+        choice = read_choice(
             self.rack, self.models, self.modes, self.socs, lengths=self.lengths, calibration=self.calibration
         )
+        return replace(choice, each_phone=not self.any_phone)
 
 
 class Run:
@@ -106,7 +110,7 @@ class Run:
             if self.options.compile_only:
                 outcome = OutcomeRecord(cell.id, Status.PASSED, reason="compiled; not run (--compile-only)")
             else:
-                return run_cell(self._bench(), cell, artifact)
+                return run_cell(self._bench(), cell, artifact, first=assigned_phone(self.folder, cell.id))
         except HarnessError as error:
             outcome = OutcomeRecord(
                 cell.id,

@@ -1,0 +1,187 @@
+"""Our scheduler under the real pytest-xdist: cells that sleep, phones that are names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from sample_run import write_run
+
+from harness.conduct.jobs import learn
+from harness.paths import REPOSITORY
+from harness.results import Status, load_run
+
+CONFTEST = """
+import json, os, time
+from pathlib import Path
+import pytest
+from harness.conduct.distribute import CellScheduling, assigned_phone, one_at_a_time
+from harness.schedule.jobs import Job, Slot
+
+HERE = Path(__file__).parent
+SETUP = json.loads((HERE / "setup.json").read_text())
+
+def pytest_xdist_make_scheduler(config, log):
+    jobs = {name: Job(name, "S", seconds, artifact) for name, seconds, artifact in SETUP["cells"]}
+    slots = [Slot(name, "S") for name in SETUP["phones"]]
+    def ready(key):
+        if key and time.time() > SETUP["built"]:
+            return True
+        return not key
+    def usable(phone):
+        return not (HERE / f"{phone}.hot").exists()
+    return CellScheduling(jobs, slots, HERE, workers=SETUP["workers"], ready=ready, usable=usable)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    if not hasattr(session.config, "workerinput"):
+        return None
+    one_at_a_time(session, next(p for p in session.config.pluginmanager.get_plugins()
+                                if type(p).__name__ == "WorkerInteractor"))
+    return True
+
+@pytest.fixture(scope="session")
+def once():
+    line({"once": os.getpid()})
+    yield
+    line({"closed": os.getpid()})
+
+def line(what):
+    with (HERE / "log.jsonl").open("a") as log:
+        log.write(json.dumps(what) + "\\n")
+
+@pytest.fixture
+def run_cell(request, once):
+    def run(name, seconds):
+        start = time.time()
+        phone = assigned_phone(HERE, name)
+        if name in SETUP["crash"] and not (HERE / "crashed").exists():
+            (HERE / "crashed").touch()
+            os._exit(9)
+        if name == SETUP.get("heats"):
+            (HERE / f"{phone}.hot").touch()
+        time.sleep(seconds)
+        line({"cell": name, "phone": phone, "start": start, "end": time.time(), "pid": os.getpid()})
+    return run
+"""
+TESTS = """
+import json
+from pathlib import Path
+import pytest
+SETUP = json.loads((Path(__file__).parent / "setup.json").read_text())
+CELLS = {name: seconds for name, seconds, _ in SETUP["cells"]}
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell(name, run_cell):
+    run_cell(name, CELLS[name])
+
+def test_without_a_phone():
+    pass
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    output: str
+    lines: list[dict]
+
+    @property
+    def cells(self) -> list[dict]:
+        return [line for line in self.lines if "cell" in line]
+
+
+def xdist(folder: Path, cells: list[tuple[str, float, str]], phones: list[str], workers: int, **more: object) -> Ran:
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_it.py").write_text(TESTS)
+    setup = {"cells": cells, "phones": phones, "workers": workers, "built": 0, "crash": [], **more}
+    (folder / "setup.json").write_text(json.dumps(setup))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:harness.pytest_plugin"),
+            *("-q", "-n", str(workers), "--rootdir", str(folder), "-c", os.devnull, str(folder / "test_it.py")),
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    log = folder / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return Ran(done.stdout + done.stderr, lines)
+
+
+def test_each_cell_runs_once_and_each_phone_one_cell_at_a_time(tmp_path: Path) -> None:
+    cells = [(f"c{i}", 0.05 * (i % 3), "") for i in range(12)]
+    ran = xdist(tmp_path, cells, ["a", "b"], workers=3)
+    assert "13 passed" in ran.output, ran.output
+    assert sorted(line["cell"] for line in ran.cells) == sorted(name for name, *_ in cells)
+    by_phone = defaultdict(list)
+    for line in ran.cells:
+        by_phone[line["phone"]].append((line["start"], line["end"]))
+    assert set(by_phone) == {"a", "b"}
+    for spans in by_phone.values():
+        assert all(before[1] <= after[0] for before, after in zip(sorted(spans), sorted(spans)[1:], strict=False))
+
+
+def test_no_cell_waits_behind_a_long_one(tmp_path: Path) -> None:
+    """xdist's own schedulers would have committed one to the worker with the long cell."""
+    cells = [("long", 3.0, ""), *((f"c{i}", 0.1, "") for i in range(8))]
+    ran = xdist(tmp_path, cells, ["a", "b"], workers=2)
+    (long,) = (line for line in ran.cells if line["cell"] == "long")
+    others = [line for line in ran.cells if line["cell"] != "long"]
+    assert len(others) == 8
+    assert all(line["phone"] != long["phone"] for line in others)
+    assert all(line["end"] < long["end"] for line in others)
+
+
+def test_a_session_fixture_lives_as_long_as_its_worker(tmp_path: Path) -> None:
+    ran = xdist(tmp_path, [(f"c{i}", 0.05, "") for i in range(6)], ["a", "b"], workers=2)
+    opened = [line["once"] for line in ran.lines if "once" in line]
+    assert len(opened) == len(set(opened)) == len([line for line in ran.lines if "closed" in line])
+    assert set(opened) == {line["pid"] for line in ran.cells}
+
+
+def test_a_dead_worker_is_replaced_and_its_phone_goes_on(tmp_path: Path) -> None:
+    cells = [(f"c{i}", 0.05, "") for i in range(6)]
+    ran = xdist(tmp_path, cells, ["a"], workers=1, crash=["c2"])
+    assert "1 failed, 6 passed" in ran.output, ran.output
+    assert "crashed while running" in ran.output
+    assert {line["cell"] for line in ran.cells} == {"c0", "c1", "c3", "c4", "c5"}
+
+
+def test_a_hot_phones_cells_go_to_another(tmp_path: Path) -> None:
+    cells = [("first", 0.2, ""), *((f"c{i}", 0.05, "") for i in range(6))]
+    ran = xdist(tmp_path, cells, ["a", "b"], workers=2, heats="first")
+    (first,) = (line for line in ran.cells if line["cell"] == "first")
+    after = [line for line in ran.cells if line["start"] > first["end"]]
+    assert "8 passed" in ran.output
+    assert all(line["phone"] != first["phone"] for line in after)
+
+
+def test_cells_wait_for_their_artifact_without_holding_a_phone(tmp_path: Path) -> None:
+    built = time.time() + 6
+    cells = [("late", 0.05, "key"), *((f"c{i}", 0.05, "") for i in range(4))]
+    ran = xdist(tmp_path, cells, ["a"], workers=1, built=built)
+    starts = {line["cell"]: line["start"] for line in ran.cells}
+    assert starts["late"] >= built
+    assert all(starts[f"c{i}"] < starts["late"] for i in range(4))
+
+
+def test_earlier_runs_teach_durations_phones_and_what_lies_where(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path))
+    earlier = learn([run])
+    passed = {c: o for c, o in run.outcomes.items() if o.status is Status.PASSED and o.phone}
+    assert passed
+    assert {p.cell: p.seconds for p in earlier.past} == {c: o.seconds for c, o in passed.items()}
+    assert earlier.phone_of == {c: o.phone for c, o in passed.items()}
+    for cell, outcome in passed.items():
+        if cell in run.artifacts:
+            assert run.artifacts[cell].key in earlier.held[str(outcome.phone)]
