@@ -20,6 +20,7 @@ from harness import __version__
 from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.paths import REPOSITORY, cache_root
+from harness.rack import fault_cli
 
 if TYPE_CHECKING:
     from harness.target import Target
@@ -85,9 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--target", default="sim", choices=("sim", "android"), help="simulator or phone")
     compile_.add_argument("--out", type=Path, metavar="DIR", help="copy the artifacts there, as --pte takes them")
     add("cache", _cache, [], "what the artifact cache holds")
-    rack_verb = add("rack", _rack, [rack], "virtual phones: start, stop, show, lend to ExecuTorch's own llama.py")
-    rack_verb.add_argument("action", choices=("up", "down", "status", "build-dir"))
-    rack_verb.add_argument("folder", nargs="?", type=Path, metavar="DIR", help="for build-dir: the folder to write")
+    rack_verb = add(
+        "rack", _rack, [rack], "virtual phones: start, stop, show, lend to ExecuTorch's own llama.py, break"
+    )
+    rack_verb.add_argument("action", choices=("up", "down", "status", "mend", "build-dir", "fault"))
+    rack_verb.add_argument(
+        "folder", nargs="?", type=Path, metavar="DIR|PHONE", help="for build-dir: the folder to write; for fault: whose"
+    )
+    fault_cli.add_arguments(rack_verb)
     report = add("report", _report, [], "write a run's report.html and report.md again, and print its table")
     report.add_argument("run", type=Path, help="a folder under reports/")
     return parser
@@ -134,15 +140,20 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _rack(arguments: argparse.Namespace) -> int:
-    from harness.conduct.rack_use import start_rack
+    from harness.conduct.rack_use import arm_faults, start_rack
     from harness.inventory import load_inventory
     from harness.rack import cli as rack_cli
+    from harness.rack.manage import mend
     from harness.toolchain.environment import find_toolchain
 
     console = Console()
     if arguments.action == "build-dir":
         report = rack_cli.cmd_build_dir(arguments.folder)
         _print_json(report) if arguments.json else rack_cli.print_build_dir(report)
+        return 0
+    if arguments.action == "fault":
+        done = fault_cli.run(arguments)
+        _print_json(done) if arguments.json else fault_cli.show(done, console)
         return 0
     if arguments.action == "down":
         ended = rack_cli.cmd_down()
@@ -160,7 +171,10 @@ def _rack(arguments: argparse.Namespace) -> int:
                 "this rack has no virtual phone", where=str(arguments.rack), remedy="add one: `virtual: galaxy_s24`"
             )
         state = start_rack(phones, find_toolchain(), cache_root() / "rack")
+        arm_faults(inventory, state)
     else:
+        if arguments.action == "mend":
+            mend()
         state = rack_cli.cmd_status()
     if arguments.json:
         print(rack_cli.to_json(state))

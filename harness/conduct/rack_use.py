@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.inventory import Inventory
 from harness.paths import cache_root
 from harness.rack.manage import RackState, down, status, up
+from harness.rack.phone import tell
 from harness.runtime.cores import CORE_LOCKS, make_core_locks
 from harness.soc import PhoneKind
 from harness.toolchain.environment import Toolchain
@@ -20,6 +21,16 @@ def start_rack(phones: Sequence[tuple[str, PhoneKind]], toolchain: Toolchain, st
     locks = make_core_locks()
     runner_env = {**toolchain.environment({}), CORE_LOCKS: str(locks)}
     return up(phones, state_dir=state_dir, runner_env=runner_env, expose=[locks])
+
+
+def arm_faults(inventory: Inventory, state: RackState) -> None:
+    """Arms the phones of a rack that has just started with the faults of devices.yaml."""
+    roots = {running.name: Path(running.root) for running in state.phones}
+    for phone in inventory.phones:
+        if phone.faults and phone.name in roots:
+            tell(roots[phone.name], "fault clear")
+            for spec in phone.faults:
+                tell(roots[phone.name], f"fault {spec.to_json()}")
 
 
 class RackUse:
@@ -41,6 +52,8 @@ class RackUse:
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         self._started = status(self._state_dir) is None
         self.state = start_rack(phones, toolchain, self._state_dir)
+        if self._started:
+            arm_faults(inventory, self.state)
 
     def close(self) -> None:
         """Ends the rack if this run started it and no other run uses it."""

@@ -131,13 +131,15 @@ def _identity(serial: str, props: Mapping[str, str], boot: str) -> PhoneIdentity
 
 
 def link_of(inventory: Inventory, phone: Phone, rack: RackAddress | None) -> PhoneLink:
-    """The way to a phone: a virtual one's through the rack that runs it, a real one's through the file's adb server.
+    """The way to a phone: a virtual one's through the rack that runs it, a real one's through the adb server of
+    the phone, its rack or the file.
 
     Raises:
         InfraError: the virtual phone does not run.
     """
     if phone.serial is not None:
-        return AdbServer(inventory.adb_host, inventory.adb_port).link(phone.serial)
+        host, port = phone.adb or (inventory.adb_host, inventory.adb_port)
+        return AdbServer(host, port).link(phone.serial)
     for running in rack.phones if rack else ():
         if running.name == phone.name:
             assert rack is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import time
@@ -20,6 +21,7 @@ from harness.farm.recover import end_session
 from harness.farm.shell import AdbLost, AdbTimeout
 from harness.farm.workspace import RECORD_PID, RUN
 
+PULL_TRIES = 2
 RETURN_SECONDS = 180.0
 """How long a phone that was lost may take to come back: a boot."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -213,14 +215,31 @@ def _fetch(link: PhoneLink, folder: str, outputs: Sequence[str], into: Path) -> 
     if bad := [name for name in outputs if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]:
         raise ConfigError("outputs must lie in the session's folder", evidence=", ".join(bad))
     line = "".join(
-        f"[ -f {path} ] && [ -s {path} ] && echo {number}; "
+        f"[ -f {path} ] && [ -s {path} ] && echo {number} $(sha256sum {path}); "
         for number, path in enumerate(shlex.quote(f"{folder}/{name}") for name in outputs)
     )
     found = {}
-    for number in link.must(line + "true").stdout.split():
+    for said in link.must(line + "true").stdout.splitlines():
+        number, sha256, *_ = said.split()
         name = outputs[int(number)]
         local = into / name
         local.parent.mkdir(parents=True, exist_ok=True)
-        link.pull(f"{folder}/{name}", local)
+        _pull_whole(link, f"{folder}/{name}", local, sha256)
         found[name] = local
     return found
+
+
+def _pull_whole(link: PhoneLink, remote: str, local: Path, sha256: str) -> None:
+    """adb checks nothing of what it pulls: a byte that arrives wrong would be the model's fault."""
+    for _ in range(PULL_TRIES):
+        link.pull(remote, local)
+        with local.open("rb") as file:
+            arrived = hashlib.file_digest(file, "sha256").hexdigest()
+        if arrived == sha256:
+            return
+    raise InfraError(
+        "a file arrived damaged",
+        where=f"{link.serial}: {remote}",
+        remedy="check the cable and the USB hub",
+        evidence=f"sha256 on the phone {sha256}, here {arrived}",
+    )

@@ -66,6 +66,13 @@ def _adb(state: RackState, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def reconnect(state: RackState, serials: Sequence[str]) -> None:
+    """Tells the server of phones once, whatever it knows of them; does not wait. Raises InfraError if it hangs."""
+    for serial in serials:
+        _adb(state, "disconnect", serial)
+        _adb(state, "connect", serial)
+
+
 def connect(state: RackState, needed: Sequence[ProcessRef]) -> None:
     """Makes every phone `device`: connects those that are not, and waits.
 

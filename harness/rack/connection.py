@@ -125,12 +125,25 @@ class Connection:
     """Serves one TCP connection of an adb server until either side ends it."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, banner: bytes, opener: Opener
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        banner: bytes,
+        opener: Opener,
+        pace: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        """
+        Args:
+            banner: what the phone says of itself.
+            opener: finds services.
+            pace: awaited with the size of each message that comes or goes; makes a link slow.
+        """
         self._reader = reader
         self._writer = writer
         self._banner = banner
         self._opener = opener
+        self._pace = pace
         self._streams: dict[int, Stream] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id = 1
@@ -166,6 +179,8 @@ class Connection:
 
     async def send(self, frame: Frame) -> None:
         """Sends one frame whole; waits while the socket's buffer is full."""
+        if self._pace:
+            await self._pace(HEADER_SIZE + len(frame.payload))
         self.send_soon(frame)
         try:
             await self._writer.drain()
@@ -183,8 +198,15 @@ class Connection:
             self._writer.write(header)
             self._writer.write(frame.payload)
 
+    def send_raw(self, data: bytes) -> None:
+        """Queues bytes that are no message: the host will not like them."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
     async def _receive(self) -> Frame:
         header = decode_header(await self._reader.readexactly(HEADER_SIZE))
+        if self._pace:
+            await self._pace(HEADER_SIZE + header.length)
         payload = await self._reader.readexactly(header.length) if header.length else b""
         return decode_payload(header, payload, with_checksum=self._checksums)
 

@@ -22,7 +22,7 @@ from harness.adb_program import adb_path
 from harness.errors import ConfigError, InfraError
 from harness.files import write_atomically
 from harness.paths import REPOSITORY, cache_root
-from harness.rack.adb_server import adb_argv, connect, server_env, wait_listening
+from harness.rack.adb_server import adb_argv, connect, reconnect, server_env, wait_listening
 from harness.rack.image import Kind, PhoneSpec, write_runner
 from harness.rack.namespace import namespace_support
 from harness.rack.processes import ProcessRef, alive, end, spawn, tail
@@ -45,6 +45,7 @@ __all__ = [
     "adb_argv",
     "default_state_dir",
     "down",
+    "mend",
     "namespace_support",
     "status",
     "up",
@@ -93,6 +94,7 @@ def up(
     env = {"PYTHONPATH": str(REPOSITORY), **(runner_env or {})}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        _mend(folder)
         if (record := live_record(folder)) is not None:
             for spec in _same_phones(folder, record, specs):
                 write_runner(phone_root(folder, spec.name), spec, argv, env)
@@ -117,6 +119,35 @@ def up(
         except BaseException:
             _clean(folder)
             raise
+
+
+def mend(state_dir: Path | None = None) -> bool:
+    """Starts a rack's adb server again, on its port, if that has died while the phones live; connects them.
+
+    Returns whether it had to. Does not wait for the phones.
+
+    Raises:
+        InfraError: the server did not start.
+    """
+    folder = (state_dir or default_state_dir()).resolve()
+    if not folder.is_dir():
+        return False
+    with _locked(folder):
+        return _mend(folder)
+
+
+def _mend(folder: Path) -> bool:
+    record = read_record(folder)
+    lives = record is not None and record.server is not None and record.phones and alive(record.server)
+    if record is None or not lives or (record.adb and alive(record.adb)):
+        return False
+    adb = spawn([adb_path(), "-P", str(record.adb_port), "server", "nodaemon"], server_env(folder), folder / "adb.log")
+    record = replace(record, adb=adb)
+    write_record(folder, record)
+    state = state_of(record)
+    wait_listening(state, adb, folder / "adb.log")
+    reconnect(state, [phone.serial for phone in record.phones])
+    return True
 
 
 def status(state_dir: Path | None = None) -> RackState | None:

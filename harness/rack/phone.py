@@ -12,9 +12,11 @@ import socket
 from collections.abc import Coroutine
 from pathlib import Path
 
-from harness.errors import InfraError
+from harness.errors import ConfigError, InfraError
 from harness.rack.connection import READ_LIMIT, Connection, Service
+from harness.rack.faults import FaultSpec
 from harness.rack.image import CONTROL, PhoneSpec, append_log, complete_boot, prepare_boot
+from harness.rack.injector import Injector
 from harness.rack.namespace import View
 from harness.rack.protocol import encode_banner
 from harness.rack.services import FEATURES, open_service
@@ -38,6 +40,7 @@ class VirtualPhone:
         self._tasks: set[asyncio.Task[None]] = set()
         self._rebooting = False
         self._control = -1
+        self.faults = Injector(self)
         self.port = 0
         self.boot_id = ""
 
@@ -54,6 +57,7 @@ class VirtualPhone:
 
     async def power_off(self) -> None:
         """Ends the connections and every process of the phone."""
+        self.faults.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -73,6 +77,20 @@ class VirtualPhone:
     async def drop_connections(self) -> None:
         """Ends the hosts' connections, as a pulled cable does; the phone's processes live on."""
         await asyncio.gather(*(connection.close() for connection in list(self._connections)))
+
+    def send_garbage(self, data: bytes) -> None:
+        """Puts bytes that mean nothing on the hosts' connections."""
+        for connection in self._connections:
+            connection.send_raw(data)
+
+    async def run(self, command: str) -> int:
+        """Runs a command on the phone, without any host; its exit status."""
+        launch = self.view.shell(command)
+        null = asyncio.subprocess.DEVNULL
+        process = await asyncio.create_subprocess_exec(
+            *launch.argv, stdin=null, stdout=null, stderr=null, env=launch.env, cwd="/", start_new_session=True
+        )
+        return await process.wait()
 
     async def _go_away(self, seconds: float) -> None:
         """Is not there for a while, as with a pulled cable: no connections, no new ones; its processes live on."""
@@ -131,18 +149,30 @@ class VirtualPhone:
         """Lines that the phone's own programs, or `tell`, write to its control pipe; unknown ones are ignored."""
         with contextlib.suppress(BlockingIOError):
             for line in os.read(self._control, 4096).decode(errors="replace").splitlines():
-                match line.split():
+                match line.split(maxsplit=1):
                     case ["reboot"]:
                         self.reboot()
                     case ["drop"]:
                         self._background(self.drop_connections())
                     case ["away", seconds] if seconds.replace(".", "", 1).isdigit():
                         self._background(self._go_away(float(seconds)))
+                    case ["fault", "clear"]:
+                        self.faults.clear()
+                    case ["fault", text]:
+                        self._arm(text)
                     case _:
                         log.warning("%s: told %r, which means nothing", self.spec.name, line[:80])
 
+    def _arm(self, text: str) -> None:
+        try:
+            self.faults.arm(FaultSpec.from_json(text))
+        except ConfigError as error:
+            log.warning("%s: %s", self.spec.name, error)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer, banner=self._banner(), opener=self._open)
+        if await self.faults.refuse(reader, writer):
+            return
+        connection = Connection(reader, writer, banner=self._banner(), opener=self._open, pace=self.faults.pace)
         self._connections.add(connection)
         try:
             await connection.serve()
@@ -160,11 +190,12 @@ class VirtualPhone:
         )
 
     async def _open(self, destination: str) -> Service:
-        return await open_service(destination, self.view, self.reboot)
+        return self.faults.wrap(destination, await open_service(destination, self.view, self.reboot))
 
 
 def tell(root: Path, line: str) -> None:
-    """Tells the running phone whose tree is at `root` to `reboot`, `drop` its connections or be `away SECONDS`.
+    """Tells the running phone whose tree is at `root` to `reboot`, `drop` its connections, be `away SECONDS`, or have
+    a `fault` (a `FaultSpec` as JSON, or `clear`).
 
     Raises InfraError if it does not run.
     """
