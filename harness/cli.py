@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import __version__
+from harness.compatibility import cli as compatibility_cli
 from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
+from harness.history import cli as history_cli
 from harness.paths import REPOSITORY, cache_root
 from harness.rack import fault_cli
 
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         "folder", nargs="?", type=Path, metavar="DIR|PHONE", help="for build-dir: the folder to write; for fault: whose"
     )
     fault_cli.add_arguments(rack_verb)
+    compatibility_cli.add_arguments(add("matrix", compatibility_cli.run, [], compatibility_cli.TEXT))
+    history_cli.add_parser(verbs, common)
     report = add("report", _report, [], "write a run's report.html and report.md again, and print its table")
     report.add_argument("run", type=Path, help="a folder under reports/")
     return parser

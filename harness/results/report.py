@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shlex
 import sys
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,12 +71,12 @@ def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
 
 def render_html(summary: RunSummary) -> str:
     """The page: needs no network and no script; everything that comes from records is escaped."""
-    return _html_environment().get_template("report.html.j2").render(_context(summary))
+    return html_environment().get_template("report.html.j2").render(_context(summary))
 
 
 def render_markdown(summary: RunSummary) -> str:
     """The same matrix and numbers for a pull request or a step summary; everything from records is escaped."""
-    return _markdown_environment().get_template("report.md.j2").render(_context(summary))
+    return markdown_environment().get_template("report.md.j2").render(_context(summary))
 
 
 def escape_markdown(value: str) -> str:
@@ -133,7 +136,20 @@ def _context(summary: RunSummary) -> dict[str, Any]:
 
 
 @cache
-def _html_environment() -> Environment:
+def _script() -> tuple[Markup, str]:
+    """The filter's script, and the policy that lets a page run it and nothing else, nor load anything.
+
+    Escaping is what keeps a model's text from being markup; the policy is there should that ever fail.
+    """
+    source = files("harness.results").joinpath("templates", "filter.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'"
+    return Markup(source), policy  # noqa: S704 - our own file
+
+
+@cache
+def html_environment() -> Environment:
+    """Templates of pages: every string that is no template's own is escaped."""
     environment = Environment(
         loader=PackageLoader("harness.results"),
         autoescape=True,
@@ -142,12 +158,14 @@ def _html_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["script"], environment.globals["policy"] = _script()
     _add_filters(environment)
     return environment
 
 
 @cache
-def _markdown_environment() -> Environment:
+def markdown_environment() -> Environment:
+    """Templates of Markdown, escaped too."""
     environment = Environment(
         loader=PackageLoader("harness.results"),
         autoescape=False,  # noqa: S701 - no HTML: `finalize` escapes for Markdown whatever is put out

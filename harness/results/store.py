@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -135,8 +135,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """All records in the order of the file, with when and by which run they were written.
+@dataclass(frozen=True)
+class Line:
+    """A line of `records.jsonl`: its number from 1, its text without the newline, and what it says."""
+
+    number: int
+    text: str
+    entry: Entry
+
+
+def read_lines(path: Path) -> list[Line]:
+    """All lines of the file that hold something.
 
     A last line that was cut short is left out. Other lines that are not understood are RawRecords.
 
@@ -150,14 +159,20 @@ def read_entries(path: Path) -> list[Entry]:
             "there are no records here", where=str(path), remedy="give the folder of a run, as reports/<run>"
         ) from error
     lines = data.split(b"\n")
-    entries = []
+    found = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         if number == len(lines) and not _is_object(line):
             continue  # no newline after it: its writer was killed, or is at it
-        entries.append(decode(line.decode("utf-8", "backslashreplace"), number))
-    return entries
+        text = line.decode("utf-8", "backslashreplace")
+        found.append(Line(number, text, decode(text, number)))
+    return found
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """All records in the order of the file, with when and by which run they were written; as `read_lines`."""
+    return [line.entry for line in read_lines(path)]
 
 
 def read_records(path: Path) -> list[Record]:
@@ -205,13 +220,21 @@ def load_run(folder: Path) -> RunData:
     Raises:
         ConfigError: it has no records, or no record of how the run was started.
     """
-    entries = read_entries(folder / RECORDS)
+    return run_data(read_entries(folder / RECORDS), str(folder / RECORDS))
+
+
+def run_data(entries: Sequence[Entry], where: str) -> RunData:
+    """What the records of one run come to; `where` they are from is for the error.
+
+    Raises:
+        ConfigError: none says how the run was started.
+    """
     records = [entry.record for entry in entries]
     runs = _of(records, RunInfo)
     if not runs:
         raise ConfigError(
             "no record says how the run was started",
-            where=str(folder / RECORDS),
+            where=where,
             remedy="the run was killed before its first record, or the file is not ours: run again",
         )
     times = [entry.time for entry in entries if entry.time]

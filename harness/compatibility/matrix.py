@@ -1,0 +1,220 @@
+"""Results → matrix. Pure: what counts as running, failing, unsupported and not tried is decided here and nowhere else.
+
+- A phone's results and the simulator's never mix: they are two columns of a SoC.
+- The rack's own failures (INFRA, ENV), interrupted runs, cells that a user left out and cells that were only compiled
+  say nothing of whether a model runs on a SoC: the result before them counts, and without one the cell is not tried.
+- Of each phone its latest result counts. A result without a phone (a build that failed, a gate) counts until a later
+  one. Where phones of one SoC differ, a failure is what the cell shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from harness.compatibility.result import COMPILED, Result
+from harness.errors import FailureClass
+from harness.models import UPSTREAM
+from harness.results.records import Status
+
+_SAYS_NOTHING = (FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG)
+
+
+class State(StrEnum):
+    """What a cell of the matrix says."""
+
+    RUNS = "runs"
+    FAILS = "fails"
+    UNSUPPORTED = "unsupported"
+    NOT_TRIED = "not tried"
+
+
+_WORST_FIRST = (State.FAILS, State.RUNS, State.UNSUPPORTED)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A part of the toolchain that differs between the last good run and the failing one; empty where it was absent."""
+
+    name: str
+    good: str
+    now: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell of the matrix.
+
+    Attributes:
+        state: what it says.
+        result: the result that says so; None when nothing was tried.
+        age_days: days since that; None without a result or its time.
+        phones: phones with a result that counts, those that fail first.
+        failing: of them, those that fail.
+        last_good: the latest result that passed; also of a cell that runs.
+        changed: of a cell that fails, what differs in the toolchain since `last_good`.
+        note: of a cell that is not tried, what was tried and said nothing.
+    """
+
+    state: State
+    result: Result | None = None
+    age_days: float | None = None
+    phones: tuple[str, ...] = ()
+    failing: tuple[str, ...] = ()
+    last_good: Result | None = None
+    changed: tuple[Change, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """A SoC, on phones or in the simulator; sorts by generation."""
+
+    arch: int
+    soc: str
+    target: str
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """A model in a mode and recipe."""
+
+    model: str
+    mode: str
+    recipe: str
+
+    @property
+    def label(self) -> str:
+        """`model · mode`, with the recipe unless it is upstream's."""
+        name = f"{self.model} · {self.mode}"
+        return name if self.recipe == UPSTREAM else f"{name} · {self.recipe}"
+
+
+@dataclass(frozen=True)
+class Compatibility:
+    """The matrix.
+
+    Attributes:
+        columns, rows: in order.
+        entries: an entry for every row and column.
+        runs: how many runs it was made from.
+        made: when, ISO UTC.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    entries: Mapping[tuple[Row, Column], Entry]
+    runs: int
+    made: str
+
+    @property
+    def counts(self) -> dict[State, int]:
+        """State → number of cells, all of them."""
+        return {state: sum(entry.state is state for entry in self.entries.values()) for state in State}
+
+    def with_state(self, state: State) -> list[tuple[Row, Column, Entry]]:
+        """The cells of one state, in order."""
+        return [
+            (row, column, entry)
+            for row in self.rows
+            for column in self.columns
+            if (entry := self.entries[row, column]).state is state
+        ]
+
+
+def compatibility(results: Iterable[Result], now: str) -> Compatibility:
+    """Make the matrix; every row and column that a result names is in it.
+
+    Args:
+        results: in any order, each run's once.
+        now: ISO time in UTC that ages count from.
+    """
+    groups: dict[tuple[Row, Column], list[Result]] = {}
+    runs: set[str] = set()
+    for result in results:
+        key = Row(result.model, result.mode, result.recipe), Column(result.arch, result.soc, result.target)
+        groups.setdefault(key, []).append(result)
+        if result.time:
+            runs.add(result.run)
+    rows = tuple(sorted({row for row, _ in groups}))
+    columns = tuple(sorted({column for _, column in groups}))
+    entries = {(row, column): entry(groups.get((row, column), ()), now) for row in rows for column in columns}
+    return Compatibility(columns, rows, entries, len(runs), now)
+
+
+def entry(results: Iterable[Result], now: str) -> Entry:
+    """What the results of one row and column come to."""
+    ordered = sorted(results, key=lambda result: (result.time, result.run, result.cell))
+    telling = [result for result in ordered if state_of(result) is not State.NOT_TRIED]
+    good = next((result for result in reversed(ordered) if result.status == Status.PASSED), None)
+    if not telling:
+        return Entry(State.NOT_TRIED, last_good=good, note=_note(ordered))
+    counting = _counting(telling)
+    by_state: dict[State, list[Result]] = {}
+    for result in counting:
+        by_state.setdefault(state_of(result), []).append(result)
+    state = next(state for state in _WORST_FIRST if state in by_state)
+    shown = by_state[state][-1]
+    failing = _phones(by_state.get(State.FAILS, ()))
+    others = _phones(result for result in counting if state_of(result) is not State.FAILS)
+    changed = _changes(good, shown) if good and state is State.FAILS else ()
+    phones = tuple(dict.fromkeys((*failing, *others)))
+    return Entry(state, shown, age_days(shown.time, now), phones, failing, good, changed)
+
+
+def state_of(result: Result) -> State:
+    """What one result says of its cell."""
+    if result.status == Status.PASSED:
+        return State.NOT_TRIED if result.reason.startswith(COMPILED) else State.RUNS
+    if result.failure_class == FailureClass.UNSUPPORTED:
+        return State.UNSUPPORTED
+    failed = result.status in (Status.FAILED, Status.ERROR)
+    return State.FAILS if failed and result.failure_class not in _SAYS_NOTHING else State.NOT_TRIED
+
+
+def age_days(time: str, now: str) -> float | None:
+    """Days between two ISO times; None where one is none."""
+    try:
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(time)).total_seconds() / 86400
+    except (ValueError, TypeError):
+        return None
+
+
+def _counting(telling: list[Result]) -> list[Result]:
+    """Oldest first: the latest of each phone, and a result without a phone if nothing came after it."""
+    latest: dict[str, Result] = {}
+    for result in telling:
+        # A build that failed, or a gate, is of all phones: what they did before it no longer holds.
+        if not _touched(result):
+            latest = {"": result}
+        else:
+            latest.pop("", None)
+            latest.pop(result.phone, None)
+            latest[result.phone] = result
+    return list(latest.values())
+
+
+def _touched(result: Result) -> bool:
+    """Whether a phone had part in the result, and the cell is not only pinned to it."""
+    return bool(result.phone) and result.failure_class not in (FailureClass.BUILD, FailureClass.UNSUPPORTED)
+
+
+def _phones(results: Iterable[Result]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(result.phone for result in results if _touched(result)))
+
+
+def _changes(good: Result, now: Result) -> tuple[Change, ...]:
+    names = sorted({*good.toolchain, *now.toolchain})
+    pairs = ((name, good.toolchain.get(name, ""), now.toolchain.get(name, "")) for name in names)
+    return tuple(Change(*pair) for pair in pairs if pair[1] != pair[2])
+
+
+def _note(ordered: list[Result]) -> str:
+    if not ordered:
+        return ""
+    last = ordered[-1]
+    if last.failure_class:
+        return f"{last.failure_class}: {last.reason}"
+    return last.reason
