@@ -171,7 +171,8 @@ class Builder:
     ) -> None:
         first = requests[0]
         outputs = tuple(
-            Output(r.cell.mode, r.cell.soc.name, r.target, r.artifact.key, r.artifact.folder) for r in requests
+            Output(r.cell.mode, r.cell.soc.name, r.target, r.artifact.key, r.artifact.folder, r.artifact.fingerprint)
+            for r in requests
         )
         job = BuildJob(
             Path(first.cell.model.file),
@@ -179,7 +180,6 @@ class Builder:
             first.calibration,
             outputs,
             first.artifact.reference,
-            first.artifact.fingerprint,
             parallel=self._jobs + 1,
             threads=self._threads,
             failures=cache_root() / "failures",

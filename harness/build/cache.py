@@ -28,9 +28,9 @@ from harness.target import Target
 
 # Modules whose source changes what a build makes.
 _SOURCES = (
-    *("calibration.py", "checkpoint.py", "config_check.py", "families.py", "hadamard.py", "materials.py", "pieces.py"),
-    *("recipe.py", "reference.py", "score.py", "spinquant.py", "stored.py", "task_tokens.py", "upstream.py"),
-    *("worker.py", "../recipes.py"),
+    *("calibration.py", "checkpoint.py", "config_check.py", "families.py", "hadamard.py", "lpbq.py", "materials.py"),
+    *("pieces.py", "recipe.py", "reference.py", "score.py", "spinquant.py", "stored.py", "task_tokens.py"),
+    *("upstream.py", "worker.py", "../recipes.py"),
 )
 
 

@@ -13,13 +13,17 @@ from harness.target import Target
 
 @dataclass(frozen=True)
 class Output:
-    """One `.pte` to make: a mode for a SoC and a target, and the cache folder that receives it."""
+    """One `.pte` to make: a mode for a SoC and a target, and the cache folder that receives it.
+
+    `fingerprint` goes into its manifest: everything that could change the artifact.
+    """
 
     mode: Mode
     soc: str
     target: Target
     key: str
     folder: Path
+    fingerprint: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,6 @@ class BuildJob:
         calibration: what the user asked to calibrate with.
         outputs: the artifacts still missing; kv and hybrid may be mixed: they share the decode graph.
         reference: cache folder for what does not depend on the SoC: float and QDQ scores, QDQ module, tokenizer.
-        fingerprint: what goes into each manifest: everything that could change the artifact.
         parallel: how many outputs are lowered at once.
         threads: intra-op threads of the shared half.
         failures: folder that receives the log of an output that failed.
@@ -43,7 +46,6 @@ class BuildJob:
     calibration: CalibrationChoice
     outputs: tuple[Output, ...]
     reference: Path
-    fingerprint: dict[str, str]
     parallel: int
     threads: int
     failures: Path
@@ -57,7 +59,8 @@ class BuildJob:
         """The inverse of `to_json`."""
         raw = json.loads(text)
         outputs = tuple(
-            Output(Mode(o["mode"]), o["soc"], Target(o["target"]), o["key"], Path(o["folder"])) for o in raw["outputs"]
+            Output(Mode(o["mode"]), o["soc"], Target(o["target"]), o["key"], Path(o["folder"]), o["fingerprint"])
+            for o in raw["outputs"]
         )
         return BuildJob(
             Path(raw["model_file"]),
@@ -65,7 +68,6 @@ class BuildJob:
             choice_from_json(raw["calibration"]),
             outputs,
             Path(raw["reference"]),
-            raw["fingerprint"],
             raw["parallel"],
             raw["threads"],
             Path(raw["failures"]),

@@ -27,6 +27,7 @@ from harness.build import upstream
 from harness.build.checkpoint import load_state_dict
 from harness.build.events import Event, emit, stage
 from harness.build.job import BuildJob, Output
+from harness.build.lpbq import round_block_scales
 from harness.build.reference import FILE, FP_FILE, QDQ_FILE, Reference
 from harness.build.score import prepare_text
 from harness.build.spinquant import rotate
@@ -78,6 +79,7 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
                 upstream.save_reference(decoders, folder / FP_FILE)
     with stage("quantise", times):
         upstream.quantise(decoders, text.calibration, job.lengths.max_seq_len, soc, ahead)
+        round_block_scales(decoders.calibration_prefill.decoder)
     if new_reference:
         with stage("score QDQ", times):
             qdq = text.score(logits)
@@ -193,7 +195,7 @@ def _lower_child(
         options = upstream.compiler_spec(output.soc, output.target, spec.shards)
         upstream.lower(graphs, dict(metadata), options, spec.shards, scratch / "model.pte")
         times["lower"] = round(time.monotonic() - start, 3)
-        _write_manifest(scratch, output, job, times)
+        _write_manifest(scratch, output, times)
         _publish(scratch, output.folder)
     except BaseException:
         traceback.print_exc()
@@ -214,7 +216,7 @@ def _lower_child(
     os._exit(0)
 
 
-def _write_manifest(scratch: Path, output: Output, job: BuildJob, times: dict[str, float]) -> None:
+def _write_manifest(scratch: Path, output: Output, times: dict[str, float]) -> None:
     pte = scratch / "model.pte"
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     manifest = {
@@ -227,7 +229,7 @@ def _write_manifest(scratch: Path, output: Output, job: BuildJob, times: dict[st
         "peak_mb": round(peak_kb / 1024, 1),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [sys.executable, *sys.argv],
-        "fingerprint": job.fingerprint,
+        "fingerprint": output.fingerprint,
     }
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from harness.conduct.accuracy import measure_accuracy
 from harness.conduct.attempt import Attempt, verdict
 from harness.conduct.replies import run_prompts
-from harness.evaluate.judge import text_check
+from harness.evaluate.judge import delegation_check, text_check
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
 from harness.farm.recover import sweep
 from harness.results.records import DeployRecord
+from harness.runtime.program import read_info
 
 
 def run_attempt(attempt: Attempt) -> Failure | None:
@@ -33,7 +34,8 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     accuracy = measure_accuracy(attempt, deployed)
     attempt.say("comparing the text with QDQ's")
     reports = bench.host.check_texts(attempt.artifact.reference, attempt.reference, replies, accuracy.noise)
-    checks = (*accuracy.checks, text_check(cell.id, reports))
+    operators = read_info(attempt.artifact.pte).operators
+    checks = (delegation_check(cell.id, operators), *accuracy.checks, text_check(cell.id, reports))
     for check in checks:
         bench.record(check)
     return verdict(checks)

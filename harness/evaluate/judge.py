@@ -78,6 +78,17 @@ def logits_check(cell: str, found: Mapping[str, tuple[float, int]], bounds: Boun
     return CheckRecord(cell, "phone_vs_qdq_sqnr", worst >= bound, worst, bound, text)
 
 
+# What upstream leaves to the CPU on purpose: the cut between two shards, and its option --embedding-quantize.
+_CPU_ON_PURPOSE = ("llama::fallback", "quantized_decomposed::embedding")
+
+
+def delegation_check(cell: str, operators: Sequence[str]) -> CheckRecord:
+    """Every node runs on the HTP; `operators`: kernels of a `.pte` beyond its delegates."""
+    left = [name for name in operators if not name.startswith(_CPU_ON_PURPOSE)]
+    text = f"left to the CPU: {', '.join(left)}" if left else "every node runs on the HTP"
+    return CheckRecord(cell, "whole_on_htp", not left, float(len(left)), 0.0, text)
+
+
 def text_check(cell: str, reports: tuple[TextReport, ...]) -> CheckRecord:
     """All replies against QDQ: no mismatch, near ties allowed and counted."""
     compared = sum(report.compared for report in reports)

@@ -33,7 +33,7 @@ _BIAS_SPREAD = 0.1
 _LAST_NORMS = ("model.norm.weight", "transformer.ln_f.weight")
 _QKV_BLOCKS = 4  # of transformers' CodeGen
 _QDQ_VS_FP = 2.0
-_EVAL_TOKENS = 256
+_EVAL_TOKENS, _KV_TOKENS = 128, 32  # there are many twins, and the simulator takes its time
 _MAX_NEW_TOKENS = 32
 
 
@@ -115,7 +115,7 @@ def _model_file(row: ModelSpec, small: Toy, name: str, scratch: Path) -> str:
         "modes": [str(mode) for mode in row.modes],
         "lengths": lengths,
         "shards": small.shards,
-        "eval": {"text": "eval.txt", "tokens": min(row.eval.tokens, _EVAL_TOKENS)},
+        "eval": {"text": "eval.txt", "tokens": min(row.eval.tokens, _EVAL_TOKENS), "kv_tokens": _KV_TOKENS},
         "prompts": list(row.prompts),
         "max_new_tokens": min(row.max_new_tokens, _MAX_NEW_TOKENS),
         # Random weights predict no text: how far 4-bit weights move its perplexity says nothing.

@@ -96,9 +96,9 @@ def test_kv_and_hybrid_share_a_worker_and_models_do_not(tiny: ModelSpec) -> None
 
 
 def test_a_job_survives_its_file(tmp_path: Path) -> None:
-    output = Output(Mode.KV, "SM8650", Target.SIM, "k", tmp_path / "a")
+    output = Output(Mode.KV, "SM8650", Target.SIM, "k", tmp_path / "a", {"weights": "1"})
     choice = CalibrationChoice(("task",), 3, 2, tmp_path / "s.json", (tmp_path / "tasks",))
-    job = BuildJob(tmp_path / "m.yaml", Lengths(), choice, (output,), tmp_path / "r", {"a": "b"}, 2, 1, tmp_path / "f")
+    job = BuildJob(tmp_path / "m.yaml", Lengths(), choice, (output,), tmp_path / "r", 2, 1, tmp_path / "f")
     assert BuildJob.from_json(job.to_json()) == job
 
 

@@ -15,7 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.evaluate.grounds import GroundScore
-from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check, worst_noise
+from harness.evaluate.judge import (
+    delegation_check,
+    logits_check,
+    noise_check,
+    perplexity_checks,
+    text_check,
+    worst_noise,
+)
 from harness.evaluate.sqnr import sqnr_db
 from harness.evaluate.text import check_text
 from harness.model_file import Bounds
@@ -167,6 +174,14 @@ def test_both_graphs_are_held_to_each_other_and_to_qdq(kv: float, passed: bool) 
     assert checks["phone_vs_qdq_ppl"].passed
     off = [phone("prefill", 2.0), phone("kv", 2.0 + math.log(1.03), tokens=20)]
     assert not perplexity_checks("c", ground("FP", 2), ground("QDQ", 2), off, Bounds())[0].passed
+
+
+def test_what_is_left_to_the_cpu_is_named() -> None:
+    assert delegation_check("c", ()).passed
+    assert delegation_check("c", ("llama::fallback.out", "quantized_decomposed::embedding_byte.out")).passed
+    check = delegation_check("c", ("llama::fallback.out", "aten::layer_norm.out"))
+    assert not check.passed
+    assert check.text == "left to the CPU: aten::layer_norm.out"
 
 
 def test_logits_are_held_to_qdqs() -> None:
