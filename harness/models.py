@@ -193,8 +193,8 @@ def load_model(path: Path) -> ModelSpec:
 def select(models: Mapping[str, ModelSpec], names: Sequence[str] | None) -> tuple[ModelSpec, ...]:
     """The models of these names, sorted by name, each once; all of them for None or `all`.
 
-    `NAME_twin` is a model's twin, `all-twins` those of all models that have one; see `harness.twins`. They are made
-    when they are first asked for.
+    `NAME_twin` is a model's twin, `all-twins` those of all models that have one, `family-twins` that of one model of
+    each family; see `harness.twins`. They are made when they are first asked for.
 
     Raises:
         ConfigError: a model of that name is not known.
@@ -212,7 +212,8 @@ def select(models: Mapping[str, ModelSpec], names: Sequence[str] | None) -> tupl
         twins, others = select_twins(models, others)
         found.update((twin.name, twin) for twin in twins)
     for name in others:
-        raise ConfigError(f"unknown model {name!r}", remedy=suggestion(name, [*models, "all", "all-twins"]))
+        known = [*models, "all", "all-twins", "family-twins"]
+        raise ConfigError(f"unknown model {name!r}", remedy=suggestion(name, known))
     return tuple(found[name] for name in sorted(found))
 
 

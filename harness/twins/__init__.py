@@ -18,13 +18,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from harness.build.families import weight_count
+from harness.build.families import family_of, weight_count
 from harness.errors import BuildError, ConfigError
 from harness.models import ModelSpec, load_model
 from harness.paths import REPOSITORY, cache_root
 from harness.twins.toy import toy
 
 ALL = "all-twins"
+ONE_A_FAMILY = "family-twins"
+"""The twin of one row of each architecture family: its first by name."""
 SUFFIX = "_twin"
 # What changes a twin's files.
 _SOURCES = ("config.py", "make.py", "tokenizer.py", "toy.py", "../build/families.py")
@@ -50,6 +52,9 @@ def select_twins(models: Mapping[str, ModelSpec], names: Sequence[str]) -> tuple
         row = models.get(name.removesuffix(SUFFIX)) if name.endswith(SUFFIX) else None
         if name == ALL:
             rows.update((row.name, row) for row in models.values() if has_twin(row))
+        elif name == ONE_A_FAMILY:
+            firsts = {family_of(models[key].decoder).name: key for key in sorted(models, reverse=True)}
+            rows.update((key, models[key]) for key in firsts.values() if has_twin(models[key]))
         elif row is None:
             others.append(name)
         elif has_twin(row):

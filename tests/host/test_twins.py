@@ -44,6 +44,8 @@ def test_names(twins: dict[str, ModelSpec]) -> None:
     assert [spec.name for spec in twins.values()] == [f"{name}_twin" for name in sorted(NAMES)]
     assert [spec.name for spec in select(ROWS, ["qwen3_0_6b_twin", "tiny_llama"])] == ["qwen3_0_6b_twin", "tiny_llama"]
     assert [spec.name for spec in select(ROWS, ["tiny_llama", "all-twins"])][-1] == "tiny_llama"
+    families = [family_of(spec.decoder).name for spec in select(ROWS, ["family-twins"])]
+    assert sorted(families) == sorted(family.name for family in FAMILIES)
     assert not [spec for spec in select(ROWS, ["all"]) if spec.name.endswith("_twin")]
     with pytest.raises(ConfigError, match="tiny_llama is small enough"):
         select(ROWS, ["tiny_llama_twin"])
