@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test device lint clean
+.PHONY: setup test device twins lint clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ test: $(STAMP)
 
 device: $(STAMP)
 	$(VENV)/bin/pytest -m device -n 4
+
+# One row of each architecture family at toy size; all of them: pytest -m device --models all-twins.
+twins: $(STAMP)
+	$(VENV)/bin/pytest -m device -n 2 --models family-twins --modes kv --socs SM8650 --any-phone
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

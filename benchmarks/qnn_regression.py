@@ -11,22 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-import yaml
-from safetensors.torch import save_file
+from random_model import make_model
 
 from harness.build.builder import Builder, Request
 from harness.build.cache import locate
 from harness.matrix import cells
 from harness.model_file import Mode
-from harness.models import ModelSpec, load_model
-from harness.paths import MODELS
+from harness.models import ModelSpec
 from harness.soc import find_soc
 from harness.target import Target
 from harness.toolchain.environment import find_toolchain, fingerprint
@@ -43,46 +39,6 @@ PARAMS = {
     "norm_eps": 1.0e-5,
     "rope_theta": 100000.0,
 }
-
-
-def make_model(folder: Path) -> ModelSpec:
-    """Writes the model's folder: random weights from a fixed seed, the tiny model's tokenizer and texts."""
-    tiny = MODELS / "tiny_llama"
-    for name in ("tokenizer.model", "heldout.txt", "calibration.txt"):
-        shutil.copy(tiny / name, folder / name)
-    generator = torch.Generator().manual_seed(0)
-    dim, hidden, kv = PARAMS["dim"], PARAMS["hidden_dim"], PARAMS["dim"] // PARAMS["n_heads"] * PARAMS["n_kv_heads"]
-
-    def draw(rows: float, columns: float) -> torch.Tensor:
-        return torch.randn(int(rows), int(columns), generator=generator) * 0.02
-
-    state = {"tok_embeddings.weight": draw(PARAMS["vocab_size"], dim), "norm.weight": torch.ones(int(dim))}
-    for layer in range(int(PARAMS["n_layers"])):
-        shapes = {"wq": (dim, dim), "wk": (kv, dim), "wv": (kv, dim), "wo": (dim, dim)}
-        state |= {f"layers.{layer}.attention.{name}.weight": draw(*shape) for name, shape in shapes.items()}
-        shapes = {"w1": (hidden, dim), "w2": (dim, hidden), "w3": (hidden, dim)}
-        state |= {f"layers.{layer}.feed_forward.{name}.weight": draw(*shape) for name, shape in shapes.items()}
-        state |= {f"layers.{layer}.{name}.weight": torch.ones(int(dim)) for name in ("attention_norm", "ffn_norm")}
-    save_file(state, folder / "model.safetensors")
-    file = {
-        "name": folder.name,
-        "title": "SmolLM2's shape in two layers",
-        "decoder": "smollm2_135m",
-        "license": "Apache-2.0",
-        "params": PARAMS,
-        "checkpoint": {"format": "meta", "path": "model.safetensors"},
-        "tokenizer": {"kind": "sentencepiece", "path": "tokenizer.model"},
-        "instruct": False,
-        "needs": {"kv_bits": 16},
-        "modes": ["kv", "hybrid"],
-        "lengths": {"max_seq_len": 128, "prefill_ar_len": 32},
-        "eval": {"text": "heldout.txt", "tokens": 64},
-        "calibration": {"text": "calibration.txt", "samples": 1},
-        "prompts": ["In the beginning"],
-        "max_new_tokens": 16,
-    }
-    (folder / "model.yaml").write_text(yaml.safe_dump(file), encoding="utf-8")
-    return load_model(folder / "model.yaml")
 
 
 def compile_with(version: str, spec: ModelSpec, scratch: Path) -> dict[str, str]:
@@ -121,8 +77,7 @@ def main() -> int:
         scratch = Path(name)
         os.environ["HTPFARM_CACHE"] = str(scratch / "cache")
         folder = scratch / "two_layers"
-        folder.mkdir()
-        spec = make_model(folder)
+        spec = make_model(folder, "SmolLM2's shape in two layers", PARAMS, ["kv", "hybrid"])
         for version in sys.argv[1:] or VERSIONS:
             results[version] = compile_with(version, spec, scratch)
             for mode, what in sorted(results[version].items()):

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import __version__
+from harness.compare import cli as compare_cli
 from harness.compatibility import cli as compatibility_cli
+from harness.conduct import devices_cli, lease_cli
 from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.history import cli as history_cli
@@ -77,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = add("doctor", _doctor, [], "what this machine has of what htpfarm needs, and what to do about the rest")
     doctor.add_argument("--env", action="store_true", help="print the variables ExecuTorch's own programs need")
-    add("devices", _devices, [rack], "the phones of the rack: what they are, whether they can be reached")
+    devices_cli.add_arguments(add("devices", devices_cli.run, [rack], devices_cli.TEXT))
+    lease_cli.add_arguments(add("lease", lease_cli.run, [rack], lease_cli.TEXT))
     plan_ = add("plan", _plan, [rack, cells], "every cell with its verdict, before anything runs")
     plan_.add_argument("--target", choices=("sim", "android"), help="default: each cell's phone's, virtual or real")
     gates = add("gates", _gates, [], "what each HTP generation can do, with the source")
@@ -86,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = add("compile", _compile, [rack, cells], "compile what is missing from the cache")
     compile_.add_argument("--jobs", type=int, help="build workers at once; default: the cores")
     compile_.add_argument("--target", default="sim", choices=("sim", "android"), help="simulator or phone")
+    compile_.add_argument(
+        "--strict-memory", action="store_true", help="refuse what this machine's memory is too small for"
+    )
     compile_.add_argument("--out", type=Path, metavar="DIR", help="copy the artifacts there, as --pte takes them")
     add("cache", _cache, [], "what the artifact cache holds")
     rack_verb = add(
@@ -98,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     fault_cli.add_arguments(rack_verb)
     compatibility_cli.add_arguments(add("matrix", compatibility_cli.run, [], compatibility_cli.TEXT))
     history_cli.add_parser(verbs, common)
+    compare_cli.add_parser(verbs, common)
     report = add("report", _report, [], "write a run's report.html and report.md again, and print its table")
     report.add_argument("run", type=Path, help="a folder under reports/")
     return parser
@@ -187,49 +194,6 @@ def _rack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _devices(arguments: argparse.Namespace) -> int:
-    from harness.farm.identity import survey
-    from harness.farm.lease import holders
-    from harness.inventory import load_inventory
-    from harness.rack.manage import status
-
-    inventory = load_inventory(arguments.rack)
-    found = survey(inventory, status())
-    held = {holder.serial: str(holder.owner) for holder in holders()}
-    attached = {phone.phone.name: phone.identity for phone in found.attached}
-    refused = {phone.name: error for phone, error in found.refused}
-    rows = []
-    for phone in inventory.phones:
-        identity = attached.get(phone.name)
-        row = {"name": phone.name, "kind": "virtual" if phone.virtual else "real", "usable": identity is not None}
-        if identity:
-            lease = held.get(identity.serial, "free")
-            soc = identity.soc.name if identity.soc else "none"
-            row |= {
-                "serial": identity.serial,
-                "what": identity.label,
-                "soc": soc,
-                "lease": lease,
-                "note": identity.reason,
-            }
-        else:
-            error = refused[phone.name]
-            row |= {
-                "serial": phone.serial or "",
-                "what": "",
-                "soc": "",
-                "lease": "",
-                "note": f"{error.what}; {error.remedy}",
-            }
-        rows.append(row)
-    if arguments.json:
-        _print_json(rows)
-    else:
-        columns = ("name", "kind", "serial", "what", "soc", "lease", "note")
-        _print_table(str(inventory.path), columns, [[str(row[column]) for column in columns] for row in rows])
-    return 3 if refused else 0
-
-
 def _plan(arguments: argparse.Namespace) -> int:
     from harness.conduct.plan import left_out
     from harness.target import Target
@@ -308,6 +272,7 @@ def _gates(arguments: argparse.Namespace) -> int:
 def _compile(arguments: argparse.Namespace) -> int:
     from harness.build.builder import Builder, Request
     from harness.build.given import export
+    from harness.build.preflight import available_mb, concerns, refuse
     from harness.conduct.builds import words
     from harness.conduct.plan import artifacts
     from harness.target import Target
@@ -319,6 +284,11 @@ def _compile(arguments: argparse.Namespace) -> int:
     located = artifacts(choice, planned, target, fingerprint(toolchain))
     cells = {p.cell.id: p.cell for p in planned if p.verdict.run}
     requests = [Request(cell, target, located[cell_id], choice.calibration) for cell_id, cell in cells.items()]
+    found = concerns([r.cell for r in requests if not r.artifact.ready], available_mb())
+    if arguments.strict_memory:
+        refuse(found)
+    for concern in found:
+        print(f"htpfarm: likely to fail: {concern}", file=sys.stderr)
     builder = Builder(toolchain, cache_root() / "build-logs", jobs=arguments.jobs)
     rows, failed = [], 0
     for result in builder.build(requests, lambda name, event: print(words(name, event), file=sys.stderr, flush=True)):

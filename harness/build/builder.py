@@ -56,12 +56,29 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """How a request ended: `error` is None when the artifact is in the cache."""
+    """How a request ended.
+
+    Attributes:
+        request: it.
+        reused: whether the cache had it.
+        seconds: how long it took, the half that others share included.
+        error: None when the artifact is in the cache.
+        peak_mb: the most memory that its worker and the worker's children took together until then; 0 when reused.
+    """
 
     request: Request
     reused: bool
     seconds: float
     error: BuildError | None
+    peak_mb: float = 0.0
+
+
+@dataclass
+class _Seen:
+    """What the watcher of a worker saw: why it ended it, and the most memory so far, MB."""
+
+    killed: str = ""
+    peak_mb: float = 0.0
 
 
 Progress = Callable[[str, Event], None]
@@ -137,11 +154,11 @@ class Builder:
 
     def _build_group(self, group: list[Request], report: Callable[[Result], None], progress: Progress | None) -> None:
         left = {request.artifact.key: request for request in group}
-        start = time.monotonic()
+        start, seen = time.monotonic(), _Seen()
 
         def settle(key: str, error: BuildError | None, reused: bool = False) -> None:
             if request := left.pop(key, None):
-                report(Result(request, reused, round(time.monotonic() - start, 2), error))
+                report(Result(request, reused, round(time.monotonic() - start, 2), error, round(seen.peak_mb)))
 
         first = group[0]
         name = f"{first.cell.model.name} ({', '.join(sorted({str(r.cell.mode) for r in group}))})"
@@ -153,7 +170,7 @@ class Builder:
                 for request in [request for request in group if request.artifact.ready]:
                     settle(request.artifact.key, None, reused=True)
                 if left:
-                    self._run_worker(name, list(left.values()), settle, progress)
+                    self._run_worker(name, list(left.values()), settle, progress, seen)
         except BuildError as error:
             for key in list(left):
                 settle(key, error)
@@ -168,6 +185,7 @@ class Builder:
         requests: list[Request],
         settle: Callable[[str, BuildError | None], None],
         progress: Progress | None,
+        seen: _Seen,
     ) -> None:
         first = requests[0]
         outputs = tuple(
@@ -190,9 +208,7 @@ class Builder:
         job_file.write_text(job.to_json(), encoding="utf-8")
         names = {r.artifact.key: f"{r.cell.model.name}-{r.cell.mode}-{r.cell.soc.name}" for r in requests}
         with _process(self._toolchain, job_file) as process:
-            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
-            killed: list[str] = []
-            process.killed = killed  # type: ignore[attr-defined]
+            watcher = threading.Thread(target=self._watch, args=(process, seen), daemon=True)
             watcher.start()
             with log.open("a", encoding="utf-8") as stream:
                 for line in process.stdout or ():
@@ -211,13 +227,13 @@ class Builder:
             status = process.wait()
         for request in requests:
             if not request.artifact.ready:
-                why = killed[0] if killed else f"the build worker ended with exit status {status}"
+                why = seen.killed or f"the build worker ended with exit status {status}"
                 settle(
                     request.artifact.key,
                     BuildError(why, where=name, remedy=f"read {log}", evidence=_tail(log)),
                 )
 
-    def _watch(self, process: subprocess.Popen[str]) -> None:
+    def _watch(self, process: subprocess.Popen[str], seen: _Seen) -> None:
         """Ends a worker that takes too long or too much, or whose consumer has gone."""
         deadline = time.monotonic() + self._limits.seconds
         while process.poll() is None:
@@ -225,6 +241,7 @@ class Builder:
             asked = time.monotonic()
             used = _tree_mb(process.pid)
             took = time.monotonic() - asked
+            seen.peak_mb = max(seen.peak_mb, used)
             if self._stop.is_set():
                 reason = "the build was interrupted"
             elif time.monotonic() > deadline:
@@ -232,7 +249,7 @@ class Builder:
             elif used > self._limits.memory_mb:
                 reason = f"the build worker took {used:.0f} MB, over its limit of {self._limits.memory_mb:.0f} MB"
             if reason:
-                process.killed.append(reason)  # type: ignore[attr-defined]
+                seen.killed = reason
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 return

@@ -1,0 +1,88 @@
+"""What compiling is expected to take: estimates, concerns, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.build.preflight import (
+    CONTEXT_LIMIT,
+    FITTED_UP_TO,
+    concerns,
+    context_bytes,
+    estimate,
+    graphs,
+    refuse,
+    shards_needed,
+)
+from harness.errors import EnvError
+from harness.matrix import cells
+from harness.model_file import Mode
+from harness.models import load_models
+from harness.paths import MODELS
+from harness.soc import find_soc
+
+ROWS = load_models(MODELS)
+ALL = tuple(Mode)
+
+
+def test_graphs_that_are_exported() -> None:
+    assert [graphs({Mode.KV}), graphs({Mode.HYBRID}), graphs({Mode.KV, Mode.HYBRID})] == [2, 3, 3]
+    assert [graphs({Mode.LOOKAHEAD}), graphs(ALL)] == [4, 4]
+
+
+def test_more_weights_and_more_graphs_take_more() -> None:
+    for row in ROWS.values():
+        found = [estimate(row, modes).memory_mb for modes in ({Mode.KV}, {Mode.HYBRID}, ALL)]
+        assert found == sorted(found)
+    small, large = (estimate(ROWS[name], {Mode.KV}).memory_mb for name in ("smollm2_135m", "llama3_2_1b_instruct"))
+    assert small < large / 3
+
+
+def test_far_beyond_the_fit_the_models_file_counts() -> None:
+    row = ROWS["llama3_2_1b_instruct"]
+    assert row.host is not None
+    found = estimate(row, {Mode.HYBRID})
+    assert found.memory_mb >= row.host.hybrid.memory_gb * 1024
+    assert found.hours == row.host.hybrid.hours
+    small = ROWS["smollm2_135m"]
+    assert small.host is not None
+    claim = small.host.model_copy(update={"kv": small.host.kv.model_copy(update={"memory_gb": 900})})
+    fitted = estimate(replace(small, host=claim), {Mode.KV})
+    # The output layer counts once more: it has 163 M.
+    assert (fitted.memory_mb > 900_000) == (FITTED_UP_TO < 163_000_000)
+
+
+def test_what_does_not_fit_is_named_with_what_would() -> None:
+    row = ROWS["llama3_2_1b_instruct"]
+    group = cells([row], None, [find_soc("SM8650"), find_soc("SM8750")])
+    (concern,) = concerns(group, 45 * 1024)
+    assert concern.where == "llama3_2_1b_instruct (hybrid, kv, lookahead)"
+    assert "about 80 GB and 4 h" in concern.what
+    assert "45 GB are free" in concern.what
+    assert "--modes kv" in concern.remedy
+    (worse,) = concerns(group, 24 * 1024)
+    assert "a larger machine" in worse.remedy
+    assert concerns(group, 900 * 1024) == ()
+    assert concerns([], 0) == ()
+    with pytest.raises(EnvError, match="1 builds are likely to fail: compiling takes about 80 GB") as caught:
+        refuse([worse])
+    assert "--strict-memory" in caught.value.remedy
+    refuse([])
+
+
+def test_every_row_keeps_its_contexts_below_the_limit_as_upstream_cuts_it() -> None:
+    assert {name: context_bytes(row) for name, row in ROWS.items() if context_bytes(row) > CONTEXT_LIMIT} == {}
+
+
+def test_a_context_beyond_the_limit_says_how_many_shards() -> None:
+    row = replace(ROWS["smollm3_3b"], shards=1)
+    wide = replace(row, recipe=row.recipe.model_copy(update={"weights": "16a8w"}))
+    assert context_bytes(wide) > context_bytes(row)
+    size = int(2.5 * CONTEXT_LIMIT)
+    assert shards_needed(size, 1) == 3
+    assert shards_needed(size, 4) == 12
+    big = replace(wide, params=wide.params.model_copy(update={"n_layers": 120}))
+    found = concerns(cells([big], [Mode.KV], [find_soc("SM8650")]), 10_000_000)
+    assert [f"set shards: {shards_needed(context_bytes(big), 1)} in" in concern.remedy for concern in found] == [True]
