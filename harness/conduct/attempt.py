@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,8 +13,11 @@ from harness.errors import FailureClass
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
 from harness.farm.failures import Failure
+from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone
+from harness.farm.lease_service import HostLeases, LeaseService
 from harness.farm.payload import Payload, sim_payload
+from harness.farm.prepare import Nurse
 from harness.matrix import Cell
 from harness.model_file import Mode
 from harness.results.records import CheckRecord, Record
@@ -37,6 +40,8 @@ class Bench:
         target: what artifacts are built for.
         evaluation: what to evaluate beyond the model's own.
         host: the float model and QDQ.
+        nurse: what phones are looked after with.
+        leases: who gives phones out.
     """
 
     run_id: str
@@ -47,6 +52,8 @@ class Bench:
     target: Target
     evaluation: EvalChoice
     host: Host
+    nurse: Nurse = field(default_factory=lambda: Nurse(HealthBook()))
+    leases: LeaseService = field(default_factory=HostLeases)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.conduct.builds import build_file
 from harness.conduct.distribute import CellScheduling
 from harness.errors import HarnessError
+from harness.farm.health import HealthBook
 from harness.results import RunData, Status, load_run
 from harness.schedule.estimates import Estimates, Past
 from harness.schedule.jobs import Job, Slot
@@ -104,4 +105,13 @@ def cell_scheduling(run: Run, *, workers: int) -> CellScheduling:
     def built(key: str) -> bool:
         return run.options.pte is not None or build_file(run.folder, key).exists()
 
-    return CellScheduling(jobs, slots, run.folder, workers=workers, ready=built)
+    serials: dict[str, str] = {}
+    book = HealthBook(run_id=run.folder.name)
+
+    def usable(name: str) -> bool:
+        """Not cooling, while others may run its cells. What nobody else can run is tried there, and says why not."""
+        if not serials:
+            serials.update({phone.phone.name: phone.link.serial for phone in run.attached()})
+        return name not in serials or not book.just_hot(serials[name])
+
+    return CellScheduling(jobs, slots, run.folder, workers=workers, ready=built, usable=usable)

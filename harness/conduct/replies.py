@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 from harness.conduct.attempt import Attempt
-from harness.errors import ConfigError
+from harness.errors import ConfigError, FailureClass
 from harness.evaluate.host import Reply
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure, classify
+from harness.farm.prepare import prepare
 from harness.farm.session import SessionResult, SessionSpec, prompt_flags, run_session
+from harness.farm.vitals import read_vitals, throttle_text, throttled
 from harness.model_file import Mode
 from harness.results.records import SampleRecord
 from harness.text.decoders import VERSIONS
@@ -19,6 +21,8 @@ from harness.text.templates import find_template, format_prompt
 # The simulator takes seconds a step with a large vocabulary, a phone milliseconds: a limit, not an expectation.
 STEP_LIMIT_S = 30.0
 START_LIMIT_S = 120.0
+RETAKES = 3
+"""How often a sample is taken that ends throttled, before the cell gives up."""
 
 
 def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failure:
@@ -32,12 +36,22 @@ def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failu
     for session, prompt in enumerate(prompts):
         attempt.say(f"prompt {session + 1}/{len(prompts)}")
         spec = session_spec(attempt, prompt, session)
-        result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
-        _keep_logs(attempt, session, result)
-        if failure := classify(result):
-            return failure
+        for retake in range(1, RETAKES + 1):
+            before = read_vitals(attempt.phone.link)
+            result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
+            _keep_logs(attempt, session, result)
+            if failure := classify(result):
+                return failure
+            after = read_vitals(attempt.phone.link)
+            if not throttled(after, attempt.phone.phone.limits):
+                break
+            attempt.say(f"{throttle_text(after)}: the sample is void")
+            if retake == RETAKES:
+                return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
+            prepare(attempt.bench.nurse, attempt.phone.phone, attempt.phone.link)
         stats = json.loads(result.files["stats.json"].read_text(encoding="utf-8"))
-        attempt.bench.record(_sample(attempt, prompt, session, result, stats))
+        vitals = {"before": before.record(), "after": after.record()}
+        attempt.bench.record(_sample(attempt, prompt, session, result, stats, vitals))
         turn = stats["turns"][0]
         replies.append((tuple(turn["prompt_tokens"]), tuple(turn["tokens"])))
     return replies
@@ -96,7 +110,14 @@ def _keep_logs(attempt: Attempt, session: int, result: SessionResult) -> None:
     (into / "command.txt").write_text(result.command + "\n", encoding="utf-8")
 
 
-def _sample(attempt: Attempt, prompt: str, session: int, result: SessionResult, stats: dict[str, Any]) -> SampleRecord:
+def _sample(
+    attempt: Attempt,
+    prompt: str,
+    session: int,
+    result: SessionResult,
+    stats: dict[str, Any],
+    vitals: dict[str, dict[str, object]],
+) -> SampleRecord:
     observer = result.observer
     assert observer is not None, "classify() refuses a session without one"
     turn = stats["turns"][0]
@@ -117,7 +138,7 @@ def _sample(attempt: Attempt, prompt: str, session: int, result: SessionResult, 
         decode_tok_s=observer.decode_tok_s,
         peak_rss_mb=round(stats["peak_rss_kib"] / 1024, 1),
         settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": True, "seed": 0},
-        raw={**vars(observer), "turns": stats["turns"]},
+        raw={**vars(observer), "turns": stats["turns"], "vitals": vitals},
         attempt=attempt.number,
         decode_steps=turn["decode_steps"],
         accepted_tokens=turn["accepted"] if attempt.cell.mode is Mode.LOOKAHEAD else None,

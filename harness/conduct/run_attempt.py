@@ -8,7 +8,6 @@ from harness.conduct.replies import run_prompts
 from harness.evaluate.judge import delegation_check, text_check
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
-from harness.farm.recover import sweep
 from harness.results.records import DeployRecord
 from harness.runtime.program import read_info
 
@@ -23,8 +22,6 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         HarnessError: the phone, the connection or the artifact failed.
     """
     cell, bench = attempt.cell, attempt.bench
-    if leftovers := sweep(attempt.phone.link):
-        attempt.say(f"removed what a dead run left: {leftovers}")
     attempt.say("deploying")
     deployed = deploy(attempt.phone.link, attempt.payload.files)
     bench.record(_deploy_record(attempt, deployed))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from harness.build.cache import Artifact
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.retry import again, verdict_class
 from harness.conduct.run_attempt import run_attempt
 from harness.errors import FailureClass, InfraError
-from harness.farm.failures import classify_exception
+from harness.farm.evidence import collect
+from harness.farm.failures import Failure, classify_exception
+from harness.farm.health import BLAMED, HealthBook, HealthState
 from harness.farm.identity import AttachedPhone
-from harness.farm.lease import Owner, acquire_any
+from harness.farm.journal import Command, journal
+from harness.farm.lease import Owner
+from harness.farm.prepare import NotFitError, prepare, refused
 from harness.matrix import Cell
 from harness.results.records import OutcomeRecord, Status
 
@@ -20,7 +25,13 @@ LEASE_WAIT_S = 3600.0
 
 
 def run_cell(
-    bench: Bench, cell: Cell, artifact: Artifact, lease_wait_s: float = LEASE_WAIT_S, *, first: str | None = None
+    bench: Bench,
+    cell: Cell,
+    artifact: Artifact,
+    lease_wait_s: float = LEASE_WAIT_S,
+    *,
+    first: str | None = None,
+    run: Callable[[Attempt], Failure | None] = run_attempt,
 ) -> OutcomeRecord:
     """Runs a cell on a phone that fits, trying again where the class of a failure allows it; records everything.
 
@@ -30,22 +41,27 @@ def run_cell(
         artifact: its artifact, built.
         lease_wait_s: how long to wait for a phone, in seconds.
         first: name of the phone the scheduler chose; it is asked for before the others.
+        run: what an attempt does.
     """
     start = time.monotonic()
     failures: list[FailureClass] = []
     avoid: list[str] = []
+    evidence_path: str | None = None
     while True:
         attempt = len(failures) + 1
         phone: AttachedPhone | None = None
         try:
-            candidates = fitting(bench.phones, cell, avoid, first)
-            owner = Owner.this_process(bench.run_id)
+            candidates = fitting(bench.phones, cell, avoid, first, bench.nurse.book)
             bench.say("", f"{cell.id}: waiting for a phone")
-            with acquire_any([p.link.serial for p in candidates], owner, wait_s=lease_wait_s) as lease:
-                phone = next(p for p in candidates if p.link.serial == lease.serial)
-                failure = run_attempt(Attempt(bench, cell, artifact, phone, attempt))
+            with fit_phone(bench, candidates, lease_wait_s) as phone, journal() as commands:
+                mark = bench.nurse.server_mark()
+                failure = carry_out(run, Attempt(bench, cell, artifact, phone, attempt))
+                note_attempt(bench, phone, failure, same_server=mark == bench.nurse.server_mark())
+                if failure:
+                    evidence_path = keep_evidence(bench, cell, phone, attempt, commands)
         except Exception as error:
             failure = classify_exception(error)
+            phone = None
         name = phone.phone.name if phone else None
         seconds = round(time.monotonic() - start, 2)
         if failure is None:
@@ -58,7 +74,7 @@ def run_cell(
             klass = verdict_class(failures)
             status = Status.FAILED if klass in (FailureClass.PRODUCT, FailureClass.PERF) else Status.ERROR
             evidence = (failure.reason, failure.remedy, failure.evidence)
-            outcome = OutcomeRecord(cell.id, status, klass, *evidence, None, seconds, attempt, name)
+            outcome = OutcomeRecord(cell.id, status, klass, *evidence, evidence_path, seconds, attempt, name)
             break
         bench.say(name or "", f"{cell.id}: {failure.failure_class}: {failure.reason}; trying again")
     bench.record(outcome)
@@ -66,12 +82,73 @@ def run_cell(
     return outcome
 
 
+def carry_out(run: Callable[[Attempt], Failure | None], attempt: Attempt) -> Failure | None:
+    """An attempt whose every failure is a result: what it raises is classified."""
+    try:
+        return run(attempt)
+    except Exception as error:
+        return classify_exception(error)
+
+
+def note_attempt(bench: Bench, phone: AttachedPhone, failure: Failure | None, *, same_server: bool) -> None:
+    """Writes an attempt into the phone's health; what the adb server's end broke is nothing of the phone's."""
+    book, serial = bench.nurse.book, phone.link.serial
+    if failure is not None and failure.failure_class in BLAMED and not (same_server and phone.link.server.answers()):
+        book.set_state(serial, HealthState.UNKNOWN, "the adb server ended")
+        return
+    book.attempted(serial, failure.failure_class if failure else None)
+
+
+def keep_evidence(bench: Bench, cell: Cell, phone: AttachedPhone, number: int, commands: Sequence[Command]) -> str:
+    """Writes what explains a failure to the run's folder; returns where, relative to that."""
+    folder = bench.folder / "cells" / cell.id / f"{number}-evidence"
+    collect(phone.link, folder, commands)
+    return str(folder.relative_to(bench.folder))
+
+
+@contextmanager
+def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: float) -> Iterator[AttachedPhone]:
+    """The first of several phones that is free and fit, leased. While one cools down, another one is taken.
+
+    Raises:
+        InfraError: none is free in time, or the one taken does not come back.
+        EnvError: the last one left stays unfit.
+    """
+    book = bench.nurse.book
+    owner = Owner.this_process(bench.run_id)
+    rest = sorted(candidates, key=lambda p: book.just_hot(p.link.serial))
+    while True:
+        with bench.leases.acquire_any([p.link.serial for p in rest], owner, wait_s=lease_wait_s) as lease:
+            phone = next(p for p in rest if p.link.serial == lease.serial)
+            others = [p for p in rest if p is not phone]
+            try:
+                _, left = prepare(bench.nurse, phone.phone, phone.link, wait=not others)
+            except NotFitError as error:
+                bench.say(phone.phone.name, f"{error.what}; another phone is asked")
+                rest = others
+                continue
+            except InfraError:
+                book.attempted(phone.link.serial, FailureClass.INFRA)
+                if not others:
+                    raise
+                rest = others
+                continue
+            if left:
+                bench.say(phone.phone.name, f"removed what a dead run left: {left}")
+            yield phone
+            return
+
+
 def fitting(
-    phones: Sequence[AttachedPhone], cell: Cell, avoid: Sequence[str], first: str | None = None
+    phones: Sequence[AttachedPhone],
+    cell: Cell,
+    avoid: Sequence[str],
+    first: str | None = None,
+    book: HealthBook | None = None,
 ) -> list[AttachedPhone]:
     """The phones a cell may run on, those that failed it last; a cell pinned to a phone has only that one.
 
-    Of the others, `first` comes first.
+    Of the others, `first` comes first, then those of higher priority. Those that `book` calls BAD are left out.
 
     Raises:
         InfraError: none.
@@ -83,4 +160,14 @@ def fitting(
             where=cell.id,
             remedy="see `htpfarm devices` for what each phone says",
         )
-    return sorted(matching, key=lambda p: (avoid.count(p.phone.name), p.phone.name != first))
+    if book is not None:
+        usable = [p for p in matching if book.state(p.link.serial).usable]
+        if not usable:
+            raise InfraError(
+                f"no phone with {cell.soc.name} may be used",
+                where=cell.id,
+                remedy="look at them, then `htpfarm devices clear NAME`",
+                evidence="\n".join(str(refused(book, p.phone, p.link.serial)) for p in matching),
+            )
+        matching = usable
+    return sorted(matching, key=lambda p: (avoid.count(p.phone.name), p.phone.name != first, -p.phone.priority))

@@ -25,10 +25,12 @@ from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
 from harness.farm.identity import AttachedPhone, survey
+from harness.farm.health import HealthBook
 from harness.inventory import Phone
+from harness.farm.prepare import Nurse
 from harness.matrix import Cell
 from harness.paths import cache_root
-from harness.rack.manage import status
+from harness.rack.manage import mend, status
 from harness.results import OutcomeRecord, RecordWriter, RunInfo, Status, new_run_folder, plan_entry, utc_now
 from harness.soc import find_soc
 from harness.target import Target
@@ -134,7 +136,8 @@ class Run:
         """Records that the user chose not to run a cell."""
         self.writer.append(OutcomeRecord(planned.cell.id, Status.SKIPPED, reason="not selected (-k or a test's name)"))
 
-    def _bench(self) -> Bench:
+    def attached(self) -> tuple[AttachedPhone, ...]:
+        """The phones that answer; asked once."""
         if self._attached is None:
             found = survey(self.choice.inventory, status(cache_root() / "rack"))
             self._attached = found.attached
@@ -143,7 +146,10 @@ class Run:
         return Bench(
             run_id=self.folder.name,
             folder=self.folder,
-            phones=self._attached,
+        return self._attached
+
+    def _bench(self) -> Bench:
+            phones=self.attached(),
             record=self.writer.append,
             say=self.live.say,
             target=self.target,
@@ -152,6 +158,12 @@ class Run:
         )
 
 
+            nurse=Nurse(
+                HealthBook(run_id=self.folder.name),
+                self.live.say,
+                lambda: mend(cache_root() / "rack"),
+                server_mark=lambda: (rack := status(cache_root() / "rack")) and rack.adb_pid,
+            ),
 def check_tasks(tasks: Sequence[str], folders: Sequence[Path]) -> None:
     """Refuses lm-eval tasks that are unknown or have no data, before anything runs.
 

@@ -22,6 +22,7 @@ import adbutils
 
 from harness.adb_program import adb_path
 from harness.errors import InfraError
+from harness.farm.journal import note
 from harness.farm.shell import MAX_OUTPUT, AdbFailure, AdbTimeout, ShellStream, decoded
 
 QUERY_SECONDS = 10.0
@@ -78,6 +79,14 @@ class AdbServer:
                 f"no adb server answers: {error}", where=f"{self.host}:{self.port}", remedy="run `adb start-server`"
             ) from None
         return adbutils.AdbClient(host=self.host, port=self.port, socket_timeout=QUERY_SECONDS)
+
+    def answers(self) -> bool:
+        """Whether somebody listens there."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=QUERY_SECONDS):
+                return True
+        except OSError:
+            return False
 
     def states(self) -> dict[str, str]:
         """Serial → `device`, `offline`, `unauthorized`, …; sorted by serial.
@@ -147,10 +156,16 @@ class PhoneLink:
         line = command_line(command, env)
         started = time.monotonic()
         deadline = started + timeout_s
-        with self.open_shell(line, timeout_s=timeout_s) as stream:
-            stream.close_stdin(deadline)
-            status = stream.wait(deadline)
-            return ShellResult(status, decoded(stream.stdout), decoded(stream.stderr), time.monotonic() - started)
+        try:
+            with self.open_shell(line, timeout_s=timeout_s) as stream:
+                stream.close_stdin(deadline)
+                status = stream.wait(deadline)
+                result = ShellResult(status, decoded(stream.stdout), decoded(stream.stderr), time.monotonic() - started)
+        except AdbFailure as error:
+            note(self.serial, line, error.what, time.monotonic() - started, error.stdout, error.stderr)
+            raise
+        note(self.serial, line, f"status {status}", result.seconds, result.stdout, result.stderr)
+        return result
 
     def open_shell(self, line: str, *, timeout_s: float = QUERY_SECONDS, limit: int = MAX_OUTPUT) -> ShellStream:
         """Starts a command on the phone and leaves its stdin open. The caller closes the stream.
@@ -237,9 +252,11 @@ class PhoneLink:
         argv = [adb_path(), "-H", self.server.host, "-P", str(self.server.port), "-s", self.serial, *arguments]
         env = {key: value for key, value in os.environ.items() if not key.startswith(("ADB_", "ANDROID_"))}
         line = shlex.join(["adb", *arguments])
+        started = time.monotonic()
         try:
             done = subprocess.run(argv, capture_output=True, timeout=timeout_s, env=env, check=False)
         except subprocess.TimeoutExpired as error:
+            note(self.serial, line, f"over its limit of {timeout_s:g} s", time.monotonic() - started)
             raise AdbTimeout(
                 f"adb did not end within {timeout_s:g} s",
                 serial=self.serial,
@@ -249,14 +266,16 @@ class PhoneLink:
             ) from None
         except OSError as error:
             raise AdbFailure(f"adb does not start: {error}", serial=self.serial, command=line) from error
+        said = decoded(done.stdout), decoded(done.stderr)
+        note(self.serial, line, f"status {done.returncode}", time.monotonic() - started, *said)
         if done.returncode != 0:
             raise AdbFailure(
                 f"adb {arguments[0]} failed",
                 serial=self.serial,
                 command=line,
                 exit_status=done.returncode,
-                stdout=decoded(done.stdout),
-                stderr=decoded(done.stderr),
+                stdout=said[0],
+                stderr=said[1],
             )
 
 

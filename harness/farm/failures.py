@@ -53,6 +53,14 @@ def classify(result: SessionResult) -> Failure | None:
         return rebooted(evidence)
     if (reason := _reason(result)) is None:
         return None
+    if result.killed:
+        return Failure(
+            FailureClass.ENV,
+            "Android's low-memory killer ended the runner",
+            "close what else runs on the phone, reboot it, or use one with more memory",
+            result.killed,
+            "low-memory-killer",
+        )
     return explain(reason, f"{result.stderr}\n{result.stdout}", evidence)
 
 

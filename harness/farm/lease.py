@@ -12,6 +12,7 @@ import getpass
 import json
 import os
 import socket
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,9 @@ from harness.paths import cache_root
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
+SHARED = (Path("/run/lock/htpfarm"), Path("/var/lock/htpfarm"))
+"""Where all users of a rack host keep their leases, if an administrator has made one of these (see docs/rack.md)."""
 _SUFFIX = ".lock"
 
 
@@ -76,14 +80,22 @@ class Owner:
 
 @dataclass(frozen=True)
 class Holder:
-    """A phone that is leased, and to whom; the owner is None if the file does not say."""
+    """A phone that is leased, and to whom.
+
+    Attributes:
+        serial: the phone.
+        owner: None if the file does not say.
+        heartbeat: when the holder last showed that it lives and is not stopped, in seconds since the epoch.
+    """
 
     serial: str
     owner: Owner | None
+    heartbeat: float = 0.0
 
 
 # Leases of this process. A forked child shares the lock with its parent, and would keep it after the parent's death.
 _held: weakref.WeakSet[Lease] = weakref.WeakSet()
+_heart: threading.Thread | None = None
 
 
 class Lease:
@@ -95,6 +107,7 @@ class Lease:
         self.path = path
         self._descriptor = descriptor
         _held.add(self)
+        _start_heart()
 
     @property
     def held(self) -> bool:
@@ -108,6 +121,10 @@ class Lease:
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, 0)
             os.close(descriptor)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # released meanwhile
+            os.utime(self._descriptor)
 
     def _forget_in_child(self) -> None:
         if self._descriptor >= 0:
@@ -123,7 +140,24 @@ class Lease:
         self.release()
 
 
+def _start_heart() -> None:
+    """One thread a process touches the files of all its leases."""
+    global _heart
+    if _heart is None or not _heart.is_alive():
+        _heart = threading.Thread(target=_beat, name="htpfarm-leases", daemon=True)
+        _heart.start()
+
+
+def _beat() -> None:
+    while held := [lease for lease in list(_held) if lease.held]:
+        for lease in held:
+            lease._beat()
+        time.sleep(HEARTBEAT_SECONDS)
+
+
 def _after_fork() -> None:
+    global _heart
+    _heart = None
     for lease in list(_held):
         lease._forget_in_child()
 
@@ -131,9 +165,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def shared_folder() -> Path | None:
+    """The folder that all users of this host share; None if there is none, or this process has a cache of its own."""
+    if os.environ.get("HTPFARM_CACHE"):
+        return None
+    return next((folder for folder in SHARED if folder.is_dir() and os.access(folder, os.W_OK)), None)
+
+
 def default_lease_dir() -> Path:
-    """Where leases lie unless told otherwise: one folder for all runs of this user."""
-    return cache_root() / "leases"
+    """Where leases lie unless told otherwise: one folder for all users of this host, else for all runs of this user."""
+    return (shared_folder() or cache_root()) / "leases"
 
 
 def acquire(
@@ -171,7 +212,7 @@ def acquire_any(
     if not serials:
         raise InfraError("there is no phone to lease")
     folder = lease_dir or default_lease_dir()
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     deadline = time.monotonic() + wait_s
     next_report = time.monotonic()
     while True:
@@ -193,8 +234,82 @@ def holders(lease_dir: Path | None = None) -> tuple[Holder, ...]:
     found = []
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         if (owner := _read_owner(path)) and (owner.host != socket.gethostname() or owner.alive()):
-            found.append(Holder(unquote(path.name.removesuffix(_SUFFIX)), owner))
+            found.append(Holder(unquote(path.name.removesuffix(_SUFFIX)), owner, path.stat().st_mtime))
     return tuple(found)
+
+
+def break_lease(serial: str, *, lease_dir: Path | None = None, patience_s: float = 5.0) -> tuple[int, ...]:
+    """Ends the process that holds a phone, and whatever else keeps its lock: each by its number.
+
+    Returns:
+        The processes that were ended; none if the phone was free.
+
+    Raises:
+        InfraError: the lock is still held: by another user's process, or from another host.
+    """
+    folder = lease_dir or default_lease_dir()
+    path = _path(serial, folder)
+    ended: list[int] = []
+    if not path.exists() or _free(path):
+        return ()
+    owner = _read_owner(path)
+    if owner and owner.host == socket.gethostname() and owner.alive():
+        ended += _end_process(owner.pid, patience_s)
+    if not _free(path):
+        for pid in _openers(path):
+            ended += _end_process(pid, patience_s)
+    if not _free(path):
+        raise InfraError(
+            "the lease is still held",
+            where=f"{serial}: {path}",
+            remedy="ask its holder, or an administrator",
+            evidence="\n".join(_lines(_holders_of([serial], folder))),
+        )
+    return tuple(ended)
+
+
+def _free(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def _openers(path: Path) -> list[int]:
+    """Processes of this user that have a lock file open: children may outlive the holder and keep its lock."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            open_files = Path(f"/proc/{process.pid}/fd").iterdir()
+            if process.pid != os.getpid() and any(fd.readlink() == path.resolve() for fd in open_files):
+                found.append(process.pid)
+    return found
+
+
+def _end_process(pid: int, patience_s: float) -> list[int]:
+    """SIGTERM, then SIGKILL; psutil checks that the number is still the same process's."""
+    try:
+        process = psutil.Process(pid)
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(patience_s)
+    except psutil.NoSuchProcess:
+        return []
+    except psutil.Error:
+        return []
+    return [pid]
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.parent in SHARED:
+            folder.chmod(0o1777)  # each user makes files there, and removes only its own
 
 
 def _path(serial: str, folder: Path) -> Path:
@@ -203,7 +318,11 @@ def _path(serial: str, folder: Path) -> Path:
 
 def _try(serial: str, owner: Owner, folder: Path) -> Lease | None:
     path = _path(serial, folder)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    is_new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    if is_new and folder.parent in SHARED:
+        with contextlib.suppress(OSError):  # another user made it at the same moment
+            os.fchmod(descriptor, 0o666)  # whatever the umask: the lock is everyone's
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

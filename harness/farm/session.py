@@ -19,9 +19,10 @@ from harness.farm.observer import Observer, parse_observers
 from harness.farm.payload import PayloadFile
 from harness.farm.recover import end_session
 from harness.farm.shell import AdbLost, AdbTimeout
-from harness.farm.workspace import RECORD_PID, RUN
+from harness.farm.workspace import PID_FILE, RECORD_PID, RUN
 
 PULL_TRIES = 2
+SIGKILLED = 128 + 9
 RETURN_SECONDS = 180.0
 """How long a phone that was lost may take to come back: a boot."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -67,6 +68,7 @@ class SessionResult:
         seconds: from start to end of the runner, on the host's clock.
         timed_out: whether it was ended at its time limit.
         command: the line that ran on the phone.
+        killed: what Android's low-memory killer said of the runner, if that ended it.
     """
 
     exit_status: int | None
@@ -80,6 +82,7 @@ class SessionResult:
     seconds: float
     timed_out: bool
     command: str
+    killed: str = ""
 
 
 def prompt_flags(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -131,7 +134,8 @@ def run_session(
         The result, also when the runner failed, ran into its time limit, or the phone rebooted.
 
     Raises:
-        InfraError: the phone does not answer or does not come back, or its connection was lost without a reboot.
+        InfraError: the phone does not answer or does not come back, its connection was lost without a reboot, or it
+            never began to run what it was told to.
     """
     command = session_command(spec)
     folder = session_folder(spec)
@@ -143,8 +147,9 @@ def run_session(
         ran = _run(link, command, spec.timeout_s)
         seconds = time.monotonic() - started
         after = boot_id_when_back(link, return_s)
-        if isinstance(ran, AdbLost) and after == before:
+        if after == before and (isinstance(ran, AdbLost) or (isinstance(ran, AdbTimeout) and not _began(link, folder))):
             raise ran
+        killed = low_memory_kill(link, folder) if isinstance(ran, ShellResult) and ran.exit_status == SIGKILLED else ""
         files = _fetch(link, folder, spec.outputs, into)
         end_session(link, folder)
         over = True
@@ -166,7 +171,24 @@ def run_session(
         seconds=seconds,
         timed_out=isinstance(ran, AdbTimeout),
         command=command,
+        killed=killed,
     )
+
+
+def _began(link: PhoneLink, folder: str) -> bool:
+    """Whether a session's program was started at all: a shell that hangs is not a runner that hangs."""
+    return link.shell(["test", "-s", f"{folder}/{PID_FILE}"]).exit_status == 0
+
+
+def low_memory_kill(link: PhoneLink, folder: str) -> str:
+    """The line in which Android's lmkd says that it ended a session's process; empty if it does not.
+
+    Raises:
+        InfraError: the phone does not answer.
+    """
+    pid = shlex.quote(f"{folder}/{PID_FILE}")
+    line = f'read -r pid rest < {pid} && logcat -d -s lowmemorykiller | grep -F "($pid)" | tail -n 1'
+    return link.shell(line).stdout.strip()
 
 
 def prepare_folder(link: PhoneLink, deployed: DeployReport, spec: SessionSpec) -> None:

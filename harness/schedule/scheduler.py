@@ -135,6 +135,18 @@ class Scheduler:
         jobs = [*self._waiting.values(), *(job for blocked in self._blocked.values() for job in blocked)]
         return tuple(job for job in jobs if not self._class(job).phones)
 
+    def withdraw_stranded(self, lost: Iterable[str]) -> tuple[Job, ...]:
+        """Jobs that wait and that only phones could run which are lost for good: they are over."""
+        gone = set(lost)
+        jobs = [
+            j for j in (*self._waiting.values(), *self._returned.values()) if gone.issuperset(self._class(j).phones)
+        ]
+        for job in jobs:
+            if self._waiting.pop(job.id, None) is not None:
+                self._class(job).seconds -= job.seconds
+            self._returned.pop(job.id, None)
+        return tuple(jobs)
+
     def take(self, phone: str) -> Job | None:
         """What a free phone shall run now; None if nothing that waits fits it, or it is not usable."""
         if phone in self._unusable or phone not in self._slots:
