@@ -118,7 +118,7 @@ def accept(run: Path, why: str, who: str | None = None, folder: Path = FOLDER, n
     stem = f"{moment:%Y%m%d-%H%M%S}-{re.sub(r'[^A-Za-z0-9._-]', '_', made.run)}"
     number = 0
     while True:
-        path = folder / f"{stem}{f'-{number}' if number else ''}.json"
+        path = folder / f"{stem}-{number:02d}.json"
         try:
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
@@ -158,9 +158,10 @@ def latest_for(baselines: Sequence[Accepted], cell: str, target: str) -> Accepte
     return fit[-1] if fit else None
 
 
-def accepted_times(folder: Path = FOLDER) -> dict[str, str]:
-    """Cell → when the run was started that was last accepted for it, ISO UTC."""
-    return {cell: one.baseline.started for one in load_baselines(folder) for cell in one.baseline.cells}
+def accepted_times(folder: Path = FOLDER) -> dict[tuple[str, str], str]:
+    """(cell, target) → when the run was started that was last accepted for it, ISO UTC."""
+    found = [one.baseline for one in load_baselines(folder)]
+    return {(cell, baseline.target): baseline.started for baseline in found for cell in baseline.cells}
 
 
 def _metric(cell: object, name: str) -> float | None:

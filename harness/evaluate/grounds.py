@@ -10,6 +10,9 @@ from harness.evaluate.scorer import Scorer
 from harness.results.records import Graph, Ground, PerplexityRecord
 from harness.text.heldout import HeldOut
 
+BLOCK = 32
+"""Tokens that are recorded together: enough to be nearly independent of the next, few enough to have many."""
+
 
 @dataclass(frozen=True)
 class GroundScore:
@@ -42,7 +45,9 @@ class GroundScore:
         """For the run's records."""
         nll = -math.fsum(self.each)
         counts = (len(self.each), self.words, nll, self.context, self.steps, round(self.seconds, 3))
-        return PerplexityRecord(cell, self.ground, self.graph, *counts)
+        cut = [self.each[start : start + BLOCK] for start in range(0, len(self.each), BLOCK)]
+        blocks = tuple((len(block), -math.fsum(block)) for block in cut)
+        return PerplexityRecord(cell, self.ground, self.graph, *counts, blocks)
 
 
 def score_text(scorer: Scorer, ground: Ground, graph: Graph, text: HeldOut) -> GroundScore:

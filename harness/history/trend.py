@@ -48,20 +48,20 @@ class Trend:
 
 
 def trends(
-    values: Sequence[SessionValue], accepted: Mapping[str, str] | None = None, rules: Rules = RULES
+    values: Sequence[SessionValue], accepted: Mapping[tuple[str, str], str] | None = None, rules: Rules = RULES
 ) -> list[Trend]:
     """The trend of each cell, metric and target in the values.
 
     Args:
         values: of sessions.
-        accepted: cell → when its last change was accepted, ISO UTC: what is older is no part of its history.
+        accepted: (cell, target) → when its last change was accepted, ISO UTC: what is older is no part of its history.
         rules: levels.
     """
     found = []
     for target in sorted({value.target for value in values}):
         of_target = [value for value in values if value.target == target]
         for (cell, metric), by_run in run_values(of_target).items():
-            found.append(_trend(cell, metric, target, by_run, (accepted or {}).get(cell, ""), rules))
+            found.append(_trend(cell, metric, target, by_run, (accepted or {}).get((cell, target), ""), rules))
     return sorted(found, key=lambda trend: (trend.cell, trend.metric, trend.target))
 
 

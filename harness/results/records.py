@@ -213,6 +213,8 @@ class PerplexityRecord(Record):
         context_len: tokens a score could look back at, at most.
         steps: graph executions it took.
         seconds: how long it took.
+        blocks: tokens and −Σ log-likelihood of each block of the text, in order: what two scores are paired by; empty
+            where they were not kept.
     """
 
     kind: ClassVar[str] = "perplexity"
@@ -225,6 +227,7 @@ class PerplexityRecord(Record):
     context_len: int
     steps: int
     seconds: float
+    blocks: tuple[tuple[int, float], ...] = ()
 
     @property
     def token_ppl(self) -> float:

@@ -203,7 +203,7 @@ def test_a_trend_judges_the_latest_run_by_those_before(url: str, tmp_path: Path)
     assert trend.bound is not None
     assert trend.bound.sessions == 12
     assert len(trend.spark) == 13
-    (since,) = trends(values, {GOOD: "2026-01-05"})  # a change accepted then: too short a history
+    (since,) = trends(values, {(GOOD, "sim"): "2026-01-05"})  # a change accepted then: too short a history
     assert since.judgement is Judgement.INCONCLUSIVE
     (good,) = trends([value for value in values if value.time < "2026-01-13"])
     assert good.judgement is Judgement.OK

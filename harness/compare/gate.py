@@ -1,0 +1,218 @@
+"""A run, and what it is held against → what blocks, what to look at first, and the exit status. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.compare.baselines import Accepted, latest_for
+from harness.compare.runs import CellComparison, RunComparison, worst_change
+from harness.errors import FailureClass
+from harness.history.query import RunValue
+from harness.history.trend import Trend
+from harness.results.records import Status
+from harness.results.summary import NOT_RUN, CellSummary, RunSummary
+from harness.results.text import change, number
+from harness.verdicts import RULES, Judgement, Rules, control_discoveries
+from harness.verdicts.perplexity import MARGIN
+
+_RANKS = {
+    FailureClass.PRODUCT: 0,
+    FailureClass.CRASH: 1,
+    FailureClass.BUILD: 2,
+    FailureClass.PERF: 4,
+    FailureClass.CONFIG: 6,
+    FailureClass.ENV: 8,
+    FailureClass.INFRA: 8,
+}
+_REGRESSED_ACCURACY, _REGRESSED_SPEED, _NOT_RUN, _NOTE = 3, 4, 7, 9
+_STATUS = {FailureClass.CONFIG: 2, FailureClass.INFRA: 3, FailureClass.ENV: 3}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at.
+
+    Attributes:
+        rank: the lower, the sooner; of slowdowns the larger one first.
+        cell: which; empty of the run as a whole.
+        what: what happened, one sentence with its numbers.
+        remedy: what to do about it.
+        evidence: where to read on: a path, or the output.
+        status: the exit status it asks for; 0 when it does not block.
+        last_good: run and toolchain in which the cell last passed; empty when not known.
+    """
+
+    rank: float
+    cell: str
+    what: str
+    remedy: str = ""
+    evidence: str = ""
+    status: int = 0
+    last_good: str = ""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The gate's answer.
+
+    Attributes:
+        run: the run's id.
+        against: what it was held against, in words.
+        status: exit status: 0 good; 1 the product is wrong or slow; 2 configuration; 3 only the rack.
+        findings: what to look at, first things first.
+    """
+
+    run: str
+    against: str
+    status: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether a change may go in."""
+        return self.status == 0
+
+
+def gate(
+    summary: RunSummary,
+    comparison: RunComparison | None = None,
+    baselines: Sequence[Accepted] = (),
+    trends: Sequence[Trend] = (),
+    last_good: Mapping[str, str] | None = None,
+    rules: Rules = RULES,
+) -> GateResult:
+    """Judge a run.
+
+    Args:
+        summary: the run.
+        comparison: with a base run, where there is one; of the cells in it neither baselines nor history are asked.
+        baselines: accepted runs.
+        trends: of the run's speeds, their latest value the run's own.
+        last_good: cell → where it last passed, in words.
+        rules: levels.
+    """
+    compared = {cell.cell: cell for cell in comparison.cells} if comparison else {}
+    findings: list[Finding] = []
+    for cell in summary.cells:
+        findings += _ending(cell, (last_good or {}).get(cell.id, ""))
+        if cell.id in compared:
+            findings += _comparison(compared[cell.id])
+        else:
+            findings += _against_baseline(cell, latest_for(baselines, cell.id, summary.run.target.value))
+    findings += _against_history([trend for trend in trends if trend.cell not in compared], rules)
+    findings += [
+        Finding(_NOTE, name, f"the base has this cell ({cell.base}), the run does not", status=0)
+        for name, cell in compared.items()
+        if cell.candidate is None
+    ]
+    if not summary.cells:
+        findings.append(Finding(_NOT_RUN, "", "the run has no cells", "choose some", status=3))
+    ordered = tuple(sorted(findings, key=lambda finding: (finding.rank, finding.cell)))
+    return GateResult(summary.run.id, _against(comparison, baselines, trends), _exit_status(ordered), ordered)
+
+
+def _exit_status(findings: Sequence[Finding]) -> int:
+    found = {finding.status for finding in findings}
+    return next((status for status in (1, 2, 3) if status in found), 0)
+
+
+def _against(comparison: RunComparison | None, baselines: Sequence[Accepted], trends: Sequence[Trend]) -> str:
+    if comparison:
+        return f"run {comparison.base}"
+    parts = [f"{len(baselines)} baseline(s)"] if baselines else []
+    judged = [trend for trend in trends if trend.bound]
+    parts += [f"the history of {len(judged)} speed(s)"] if judged else []
+    return " and ".join(parts) or "nothing: no base, no baseline, and no history of ten runs"
+
+
+def _ending(cell: CellSummary, last_good: str) -> list[Finding]:
+    if cell.status == NOT_RUN:
+        return [Finding(_NOT_RUN, cell.id, "not run: the run was interrupted", "resume it", status=3)]
+    if cell.status not in (Status.FAILED.value, Status.ERROR.value) or cell.failure_class is None:
+        return []
+    kind = cell.failure_class
+    evidence = cell.evidence_path or cell.evidence
+    return [
+        Finding(
+            _RANKS.get(kind, 0),
+            cell.id,
+            f"{kind}: {cell.reason}",
+            cell.remedy,
+            evidence,
+            _STATUS.get(kind, 1),
+            last_good,
+        )
+    ]
+
+
+def _comparison(cell: CellComparison) -> list[Finding]:
+    found = []
+    if cell.outcome is Judgement.INCONCLUSIVE and cell.base != Status.PASSED.value:
+        found.append(Finding(_NOTE, cell.cell, "it fails in the base, too"))
+    for graph, one in cell.perplexity.items():
+        if one.judgement is Judgement.REGRESSED:
+            what = f"perplexity of the {graph} graph {one.ratio - 1:+.2%} against the base"
+            found.append(Finding(_REGRESSED_ACCURACY, cell.cell, what, "compare the two sides' QDQ", status=1))
+        elif one.judgement is Judgement.INVALID:
+            found.append(Finding(_NOTE, cell.cell, f"perplexity of the {graph} graph: INVALID: {one.reason}"))
+    for speed in cell.speeds:
+        if speed.judgement is Judgement.REGRESSED and speed.change is not None:
+            what = (
+                f"{speed.metric} REGRESSED: {number(speed.base)} → {number(speed.candidate)}, {speed.change:+.1%} "
+                f"({speed.lower:+.1%} to {speed.upper:+.1%}, {speed.pairs} pairs)"
+            )
+            rank = _REGRESSED_SPEED + 1 - min(1.0, worst_change(cell))
+            found.append(Finding(rank, cell.cell, what, "look at what the change does in this graph", status=1))
+        elif speed.judgement is Judgement.INVALID:
+            found.append(Finding(_NOTE, cell.cell, f"{speed.metric}: INVALID: {speed.reason}"))
+    if cell.text is not None and not cell.text.equal:
+        found.append(Finding(_NOTE, cell.cell, cell.text.words, "near ties may; the cell's own checks judge it"))
+    return found
+
+
+def _against_baseline(cell: CellSummary, accepted: Accepted | None) -> list[Finding]:
+    if accepted is None or cell.status != Status.PASSED.value:
+        return []
+    kept = accepted.baseline.cells[cell.id].perplexity
+    found = []
+    for score in cell.perplexities:
+        before = kept.get(f"{score.ground}/{score.graph}/{score.tokens}")
+        if before and not score.token_ppl < before * (1 + MARGIN):
+            found.append(
+                Finding(
+                    _REGRESSED_ACCURACY,
+                    cell.id,
+                    f"perplexity on {score.ground} [{score.graph}] {number(score.token_ppl)}, accepted was "
+                    f"{number(before)}: {change(score.token_ppl, before)}",
+                    "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`",
+                    str(accepted.path),
+                    1,
+                )
+            )
+    return found
+
+
+def _against_history(trends: Sequence[Trend], rules: Rules) -> list[Finding]:
+    judged = [trend for trend in trends if trend.bound is not None and trend.judgement is not None]
+    words = control_discoveries([str(trend.judgement) for trend in judged], [trend.p for trend in judged], rules)
+    found = []
+    for trend, word in zip(judged, words, strict=True):
+        bound, latest = trend.bound, trend.latest
+        assert bound is not None
+        if trend.judgement is not Judgement.REGRESSED:
+            continue
+        what = (
+            f"{trend.metric} {number(latest.value)}, expected {number(bound.mean)}, at worst {number(bound.worst)} "
+            f"(after {bound.sessions} runs)"
+        )
+        if word == Judgement.REGRESSED.value:
+            what, status, rank = f"{what}: REGRESSED", 1, _REGRESSED_SPEED
+        else:
+            what, status, rank = f"{what}: slow, but not surely among {len(judged)} speeds", 0, _NOTE
+        found.append(Finding(rank, trend.cell, what, _measure_again(latest), status=status))
+    return found
+
+
+def _measure_again(latest: RunValue) -> str:
+    return f"measure it against the last good version: `pytest -m device --ab …` ({latest.run})"

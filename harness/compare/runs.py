@@ -1,0 +1,407 @@
+"""Two runs' records → a comparison of each cell: how it ended, its speeds, its perplexity, its text. Pure.
+
+Sessions are paired by their number: `pytest -m device --ab` numbers both sides' sessions by ABBA pair; two runs of
+their own have a session a prompt, the same prompt on both sides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from harness.errors import FailureClass
+from harness.results.records import PerplexityRecord, SampleRecord, Status
+from harness.results.store import RunData
+from harness.results.summary import NOT_RUN, CellSummary, RunSummary, summarise
+from harness.target import Target
+from harness.verdicts import (
+    RULES,
+    Document,
+    Judgement,
+    PerplexityComparison,
+    Rules,
+    TextComparison,
+    compare_greedy,
+    compare_perplexity,
+    control_discoveries,
+    differences,
+    interval,
+    invalid_reasons,
+    judge,
+    log_ratios,
+    session_medians,
+    slowdown_p_values,
+)
+from harness.verdicts.metrics import BETTER, JUDGED
+from harness.verdicts.rules import Better
+
+_PRODUCT = (FailureClass.PRODUCT, FailureClass.PERF, FailureClass.BUILD, FailureClass.CRASH)
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class SpeedComparison:
+    """One metric of one cell.
+
+    Attributes:
+        metric: name of it.
+        judgement: among all comparisons, after false discovery control.
+        alone: by its own pairs.
+        change: candidate / base − 1, geometric mean over pairs; None when INVALID.
+        lower, upper: its two-sided 90% interval; None of fewer than two pairs.
+        pairs: how many.
+        p: p-value of a slowdown by its own pairs; 1 when INVALID.
+        base, candidate: medians over sessions.
+        reason: why INVALID or INCONCLUSIVE; empty when it is not.
+    """
+
+    metric: str
+    judgement: Judgement
+    alone: Judgement
+    change: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    pairs: int = 0
+    p: float = 1.0
+    base: float | None = None
+    candidate: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """One cell in both runs.
+
+    Attributes:
+        cell: its id.
+        base, candidate: how it ended on each side; None where it was not planned.
+        outcome: REGRESSED where it passed and no longer does by the product's fault; IMPROVED the mirror; INVALID where
+            one side has no outcome of the product's; INCONCLUSIVE where both fail.
+        speeds: a metric each.
+        perplexity: `graph` of the phone → comparison.
+        text: greedy text; None where a side wrote none.
+        failure_class, reason, remedy, evidence: the candidate's.
+    """
+
+    cell: str
+    base: str | None
+    candidate: str | None
+    outcome: Judgement
+    speeds: tuple[SpeedComparison, ...] = ()
+    perplexity: dict[str, PerplexityComparison] = field(default_factory=dict)
+    text: TextComparison | None = None
+    failure_class: FailureClass | None = None
+    reason: str = ""
+    remedy: str = ""
+    evidence: str = ""
+
+    @property
+    def judgement(self) -> Judgement:
+        """The cell in one word: the worst of what it is made of; text that differs is for people to look at."""
+        words = [self.outcome, *(speed.judgement for speed in self.speeds)]
+        words += [one.judgement for one in self.perplexity.values()]
+        return next((word for word in _WORST_FIRST if word in words), Judgement.OK)
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Two runs.
+
+    Attributes:
+        base, candidate: their ids.
+        target: `sim` or `android`; speeds of `sim` are the simulator's.
+        cells: those of either, sorted by id.
+        toolchain: part → (base's, candidate's) where they differ: what is under test.
+    """
+
+    base: str
+    candidate: str
+    target: Target
+    cells: tuple[CellComparison, ...]
+    toolchain: dict[str, tuple[str, str]]
+
+    def with_judgement(self, judgement: Judgement) -> tuple[CellComparison, ...]:
+        """The cells of one judgement."""
+        return tuple(cell for cell in self.cells if cell.judgement is judgement)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Judgement → cells."""
+        return {word.value: len(self.with_judgement(word)) for word in _WORST_FIRST}
+
+
+_WORST_FIRST = (
+    Judgement.REGRESSED,
+    Judgement.INVALID,
+    Judgement.INCONCLUSIVE,
+    Judgement.IMPROVED,
+    Judgement.OK,
+)
+
+
+def compare_runs(base: RunData, candidate: RunData, rules: Rules = RULES) -> RunComparison:
+    """Compare all cells of two runs; false discovery control goes over all their speeds."""
+    old, new = summarise(base), summarise(candidate)
+    before, after = {cell.id: cell for cell in old.cells}, {cell.id: cell for cell in new.cells}
+    run_facts = differences(_facts(old), _facts(new))
+    cells = [
+        compare_cells(before.get(name), after.get(name), name, run_facts, rules) for name in sorted({*before, *after})
+    ]
+    parts = sorted({*old.run.toolchain, *new.run.toolchain})
+    pairs = {part: (old.run.toolchain.get(part, "absent"), new.run.toolchain.get(part, "absent")) for part in parts}
+    return RunComparison(
+        old.run.id,
+        new.run.id,
+        new.run.target,
+        controlled(cells, rules),
+        {part: both for part, both in pairs.items() if both[0] != both[1]},
+    )
+
+
+def compare_cells(
+    base: CellSummary | None,
+    candidate: CellSummary | None,
+    cell: str,
+    run_facts: Sequence[str] = (),
+    rules: Rules = RULES,
+) -> CellComparison:
+    """Compare one cell, by itself.
+
+    Args:
+        base, candidate: how it went; None where it was not planned.
+        cell: its id.
+        run_facts: facts of the runs that differ and must not (the host, of a simulator's speeds).
+        rules: levels.
+    """
+    outcome = _outcome(base, candidate)
+    if base is None or candidate is None:
+        return CellComparison(
+            cell, base.status if base else None, candidate.status if candidate else None, outcome,
+            reason="planned in one of the runs only",
+        )  # fmt: skip
+    speeds = _speeds(base, candidate, run_facts, rules) if base.samples and candidate.samples else ()
+    return CellComparison(
+        cell,
+        base.status,
+        candidate.status,
+        outcome,
+        speeds,
+        _perplexities(base, candidate),
+        _texts(base.samples, candidate.samples),
+        candidate.failure_class,
+        candidate.reason,
+        candidate.remedy,
+        candidate.evidence,
+    )
+
+
+def controlled(cells: Sequence[CellComparison], rules: Rules = RULES) -> tuple[CellComparison, ...]:
+    """The comparisons with each speed's judgement as it is among all of them."""
+    every = [(cell, speed) for cell in cells for speed in cell.speeds]
+    words = control_discoveries(
+        [speed.alone.value for _, speed in every], _p_values([s for _, s in every], rules), rules
+    )
+    made: dict[str, list[SpeedComparison]] = {}
+    for (cell, speed), word in zip(every, words, strict=True):
+        judgement = Judgement(str(word))
+        reason = speed.reason
+        if judgement is not speed.alone:
+            reason = f"{speed.alone} alone, but not among {len(every)} comparisons"
+        made.setdefault(cell.cell, []).append(dataclasses.replace(speed, judgement=judgement, reason=reason))
+    return tuple(dataclasses.replace(cell, speeds=tuple(made.get(cell.cell, ()))) for cell in cells)
+
+
+def _p_values(speeds: Sequence[SpeedComparison], rules: Rules) -> list[float]:
+    """Those of comparisons with pairs anew, with variances pooled where there are enough; 1 of the others."""
+    places = [number for number, speed in enumerate(speeds) if speed.pairs >= 2 and speed.change is not None]
+    found = [1.0] * len(speeds)
+    made = [_moments(speeds[place]) for place in places]
+    p = slowdown_p_values([m for m, _, _ in made], [s for _, s, _ in made], [k for _, _, k in made], rules)
+    for place, value in zip(places, p, strict=True):
+        found[place] = float(value)
+    return found
+
+
+def _moments(speed: SpeedComparison) -> tuple[float, float, int]:
+    """Mean and SD of a comparison's log ratios, from its interval: positive is worse."""
+    assert speed.change is not None
+    assert speed.lower is not None
+    assert speed.upper is not None
+    sign = -1 if BETTER[speed.metric] is Better.HIGHER else 1
+    mean = sign * float(np.log1p(speed.change))
+    half = float(np.log1p(speed.upper) - np.log1p(speed.lower)) / 2
+    sd = half * np.sqrt(speed.pairs) / float(stats.t.ppf(_LEVEL, speed.pairs - 1))
+    return mean, float(sd), speed.pairs
+
+
+def _outcome(base: CellSummary | None, candidate: CellSummary | None) -> Judgement:
+    sides = [_ending(side) for side in (base, candidate)]
+    if None in sides:
+        return Judgement.INVALID
+    before, after = sides
+    if before == after:
+        return Judgement.OK if after else Judgement.INCONCLUSIVE
+    return Judgement.IMPROVED if after else Judgement.REGRESSED
+
+
+def _ending(side: CellSummary | None) -> bool | None:
+    """Whether a cell is good; None where the rack, a gate or the user kept it from saying."""
+    if side is None or side.status in (NOT_RUN, Status.SKIPPED.value):
+        return None
+    if side.status == Status.PASSED.value:
+        return True
+    return False if side.failure_class in _PRODUCT else None
+
+
+def _facts(run: RunSummary) -> dict[str, object]:
+    """What must agree for speeds to compare. The simulator's are this host's; a phone's are not."""
+    facts: dict[str, object] = {"target": run.run.target.value}
+    if run.is_sim:
+        facts["host"] = run.run.host
+    return facts
+
+
+def _cell_facts(cell: CellSummary) -> dict[str, object]:
+    samples = cell.samples
+    facts: dict[str, object] = {
+        "phone": ", ".join(sorted({sample.phone for sample in samples})),
+        "SoC": ", ".join(sorted({sample.soc for sample in samples})),
+        "lengths": str(cell.plan.lengths),
+        "settings": "; ".join(sorted({str(sorted(sample.settings.items())) for sample in samples})),
+    }
+    clocks = {str(found) for sample in samples if (found := _vital(sample, "clocks")) is not None}
+    return facts | ({"clocks": ", ".join(sorted(clocks))} if clocks else {})
+
+
+def _vital(sample: SampleRecord, name: str) -> object:
+    vitals = sample.raw.get("vitals")
+    after: Any = vitals.get("after") if isinstance(vitals, dict) else None
+    return after.get(name) if isinstance(after, dict) else None
+
+
+def _speeds(
+    base: CellSummary, candidate: CellSummary, run_facts: Sequence[str], rules: Rules
+) -> tuple[SpeedComparison, ...]:
+    sides = [_by_session(base.samples), _by_session(candidate.samples)]
+    numbers = sorted(sides[0].keys() & sides[1].keys())
+    prompts = [number for number in numbers if _prompts(sides[0][number]) == _prompts(sides[1][number])]
+    reasons = [f"{fact} differs" for fact in run_facts]
+    reasons += invalid_reasons(_cell_facts(base), _cell_facts(candidate), [(0, 0)], [(0, 0)])
+    reasons += [
+        f"session {number}: {reason}"
+        for number in numbers
+        for reason in invalid_reasons(
+            {"prompt": _prompts(sides[0][number])}, {"prompt": _prompts(sides[1][number])},
+            _tokens(sides[0][number]), _tokens(sides[1][number]),
+        )
+    ]  # fmt: skip
+    throttled = [s.session for s in (*base.samples, *candidate.samples) if _vital(s, "throttled") is True]
+    if throttled:
+        reasons.append(f"throttled in {len(throttled)} session(s)")
+    if not numbers:
+        reasons.append("no session has its counterpart")
+    return tuple(_speed(metric, sides, prompts, base, candidate, reasons, rules) for metric in JUDGED)
+
+
+def _speed(
+    metric: str,
+    sides: Sequence[dict[int, list[SampleRecord]]],
+    numbers: Sequence[int],
+    base: CellSummary,
+    candidate: CellSummary,
+    reasons: Sequence[str],
+    rules: Rules,
+) -> SpeedComparison:
+    shown = {"base": getattr(base, metric), "candidate": getattr(candidate, metric)}
+    if reasons:
+        word = Judgement.INVALID
+        return SpeedComparison(metric, word, word, reason="; ".join(reasons[:3]), **shown)
+    medians = [
+        session_medians((number, getattr(sample, metric)) for number in numbers for sample in side[number])
+        for side in sides
+    ]
+    both = [number for number in numbers if medians[0].get(number, 0) > 0 and medians[1].get(number, 0) > 0]
+    if not both:
+        word = Judgement.INVALID
+        return SpeedComparison(metric, word, word, reason=f"{metric} was not measured on both sides", **shown)
+    way = BETTER[metric]
+    d = log_ratios([medians[0][n] for n in both], [medians[1][n] for n in both], way)
+    sign = -1 if way is Better.HIGHER else 1
+    change = float(np.expm1(sign * d.mean()))
+    if len(both) < 2:
+        word = Judgement.INCONCLUSIVE
+        return SpeedComparison(metric, word, word, change, pairs=1, reason=_few(1, rules), **shown)
+    found = interval(d)
+    half = float(found.half_width(1 - _LEVEL))
+    edges = sorted(float(np.expm1(sign * float(found.mean) + reach)) for reach in (-half, half))
+    enough = len(both) >= rules.first
+    word = Judgement(str(judge(d, way, rules))) if enough else Judgement.INCONCLUSIVE
+    reason = "" if enough else _few(len(both), rules)
+    p = float(slowdown_p_values([float(found.mean)], [float(found.sd)], [len(both)], rules)[0])
+    return SpeedComparison(metric, word, word, change, edges[0], edges[1], len(both), p, reason=reason, **shown)
+
+
+def _few(pairs: int, rules: Rules) -> str:
+    return f"{pairs} pair(s) of sessions, {rules.first} are needed: run `pytest -m device --ab`"
+
+
+def _by_session(samples: Iterable[SampleRecord]) -> dict[int, list[SampleRecord]]:
+    found: dict[int, list[SampleRecord]] = {}
+    for sample in samples:
+        found.setdefault(sample.session, []).append(sample)
+    return found
+
+
+def _prompts(samples: Sequence[SampleRecord]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(sample.prompt for sample in samples))
+
+
+def _tokens(samples: Sequence[SampleRecord]) -> list[tuple[int, int]]:
+    return [(sample.prompt_tokens, sample.generated_tokens) for sample in samples]
+
+
+def _perplexities(base: CellSummary, candidate: CellSummary) -> dict[str, PerplexityComparison]:
+    """The phone's graphs, over the same tokens."""
+    before = {(score.graph, score.tokens): score for score in base.on("PHONE")}
+    return {
+        score.graph: compare_perplexity(_documents(before[key]), _documents(score))
+        for score in candidate.on("PHONE")
+        if (key := (score.graph, score.tokens)) in before
+    }
+
+
+def _documents(score: PerplexityRecord) -> list[Document]:
+    """Block by block where the record has them, else the text as one."""
+    return [Document(tokens, nll) for tokens, nll in score.blocks] or [Document(score.tokens, score.nll_sum)]
+
+
+def _texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord]) -> TextComparison | None:
+    """The first reply to each prompt."""
+    sides = [{sample.prompt: _reply(sample) for sample in reversed(side)} for side in (base, candidate)]
+    prompts = [prompt for prompt in dict.fromkeys(sample.prompt for sample in base) if prompt in sides[1]]
+    if not prompts:
+        return None
+    return compare_greedy([sides[0][prompt] for prompt in prompts], [sides[1][prompt] for prompt in prompts])
+
+
+def _reply(sample: SampleRecord) -> list[int]:
+    """The tokens of a reply; of a record without them its characters."""
+    turns = sample.raw.get("turns")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and isinstance(turns[0].get("tokens"), list):
+        return [int(token) for token in turns[0]["tokens"]]
+    return [ord(character) for character in sample.text]
+
+
+def worst_change(cell: CellComparison) -> float:
+    """How much worse the cell's worst REGRESSED speed or perplexity got, as a fraction; 0 of none."""
+    found = [0.0]
+    for speed in cell.speeds:
+        if speed.judgement is Judgement.REGRESSED and speed.change is not None:
+            found.append(-speed.change if BETTER[speed.metric] is Better.HIGHER else speed.change)
+    found += [one.ratio - 1 for one in cell.perplexity.values() if one.judgement is Judgement.REGRESSED]
+    return max(found)
