@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.farm.connect import PhoneLink
+from harness.farm.connect import COMMAND_SECONDS, PhoneLink
 from harness.farm.lease import Lease, Owner, acquire
 from harness.farm.workspace import end_session_command, sweep_command
 
-SWEEP_SECONDS = 120.0
+SWEEP_SECONDS = 2 * COMMAND_SECONDS
 
 
 @dataclass(frozen=True)

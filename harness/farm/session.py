@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from harness.errors import ConfigError, InfraError
-from harness.farm.connect import PhoneLink, ShellResult
+from harness.farm.connect import COMMAND_SECONDS, PhoneLink, ShellResult
 from harness.farm.deploy import DeployReport
 from harness.farm.identity import boot_id
 from harness.farm.observer import Observer, parse_observers
@@ -23,7 +23,7 @@ from harness.farm.workspace import PID_FILE, RECORD_PID, RUN
 
 PULL_TRIES = 2
 SIGKILLED = 128 + 9
-RETURN_SECONDS = 180.0
+RETURN_SECONDS = 3 * COMMAND_SECONDS
 """How long a phone that was lost may take to come back: a boot."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.errors import InfraError
-from harness.farm.connect import PhoneLink
+from harness.farm.connect import COMMAND_SECONDS, PhoneLink
 from harness.inventory import Limits
 
-VITALS_SECONDS = 20.0
+VITALS_SECONDS = min(20.0, COMMAND_SECONDS)
 THERMAL_STATUS = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 _MARK = "--htpfarm--"
 _COMMAND = f"""

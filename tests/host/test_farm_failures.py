@@ -49,6 +49,23 @@ QUOTED = {
     "artifact-for-phones-on-simulator": "QnnDsp <E> Fail to create context from binary with err 1000",
     "context-too-big": "QnnDsp <E> Fail to create context from binary with err 1002",
     "method-missing": "No method named 'kv_forward'",
+    "library-missing": "error while loading shared libraries: libc++.so.1: cannot open shared object file",
+    "dsp-refused-root": "<E> DspTransport.openSession qnn_open failed, 0x80000416",
+    "dsp-transport": "Failed to create transport for device, error: 4000",
+    "soc-unknown-to-sdk": "[ERROR] No Snapdragon SOC detected on this device",
+    "dsp-memory": "[ERROR] [Qnn ExecuTorch]:  <E> fastrpc memory map for fd: 58 with length: 440401920 failed",
+    "runner-not-static": "E 00:00:00.100000 executorch:method.cpp:996] input 2 is none",
+    "mem-handle": "PreRegisterMem failed to get file descriptor.\nFail to initialize Qnn Manager",
+    "compile-memory": "[ERROR] estimated allocation (2500000 KB) > 2097152 KB",
+    "qnn-library-missing": "Cannot Open QNN library libQnnHtp.so, with error: libxyz.so: not found",
+    "not-executable": "/system/bin/sh: ./qnn_llama_runner: can't execute: Permission denied",
+    "program-damaged": "E executorch:program.cpp:150] Verification failed; data may be truncated or corrupt",
+    "backend-missing": "E executorch:method.cpp:108] Backend QnnBackend is not registered.",
+    "tokenizer-load": "failed to load tokenizer tokenizer.json",
+    "tokenizer-regex": "E tokenizers:pcre2_regex.cpp:36] PCRE2 compilation failed at offset 275: UTF-8 error",
+    "tokenizer-lookahead": "re2.cc:237] Error parsing '((?i:'s|'t': invalid perl operator: (?!",
+    "storage-full": "write failed: No space left on device",
+    "sdk-api-mismatch": "Qnn API version 2.14.0 is not supported. The minimum supported version is 2.17.0",
     "prompt-too-long": "prompt is over the maximum limit that the prompt processor can handle",
 }
 
@@ -68,6 +85,8 @@ def test_a_session_counts_only_when_all_is_there() -> None:
         ({"exit_status": None, "boot_id_after": "b", "stderr": QUOTED["skel-not-found"]}, FailureClass.CRASH),
         ({"exit_status": 134, "stderr": QUOTED["skel-not-found"]}, FailureClass.CONFIG),
         ({"observer": None, "stderr": "write: No space left on device"}, FailureClass.ENV),
+        ({"exit_status": 137}, FailureClass.PRODUCT),
+        ({"exit_status": 137, "killed": "lowmemorykiller: Kill 'qnn_llama_runner' (7)"}, FailureClass.ENV),
     ],
 )
 def test_classes(change: dict, failure_class: FailureClass) -> None:
@@ -86,6 +105,11 @@ def test_quoted_messages_are_told_apart(name: str) -> None:
     match = find_signature(QUOTED[name])
     assert match
     assert match[0].name == name
+
+
+def test_every_signature_is_tried_and_there_are_enough() -> None:
+    assert set(QUOTED) == {known.name for known in SIGNATURES}
+    assert len(SIGNATURES) >= 23
 
 
 def test_signatures_are_usable() -> None:
