@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.compatibility.matrix import compatibility
 from harness.compatibility.result import RunFolders, Source
 from harness.errors import ConfigError
+from harness.export.past import history_url
 from harness.files import write_atomically
 from harness.paths import MODELS, REPOSITORY
 
@@ -81,7 +81,7 @@ def _sources(arguments: argparse.Namespace, stack: ExitStack) -> Sequence[Source
     if arguments.runs:
         sources.append(RunFolders(tuple(arguments.runs)))
     else:
-        if url := _history_url(arguments):
+        if url := history_url(arguments.reports, arguments.history):
             from harness.history.store import History
 
             sources.append(FromHistory(stack.enter_context(History(url)), arguments.target))
@@ -90,11 +90,3 @@ def _sources(arguments: argparse.Namespace, stack: ExitStack) -> Sequence[Source
         target = Target(arguments.target or "android")
         sources.append(Gates(list(load_models(MODELS).values()), list(SOCS.values()), target, qnn_version_here()))
     return sources
-
-
-def _history_url(arguments: argparse.Namespace) -> str | None:
-    """The history to read; None where there is none yet, and none is made for a question."""
-    if arguments.history or os.environ.get("HTPFARM_HISTORY"):
-        return str(arguments.history or os.environ["HTPFARM_HISTORY"])
-    file = arguments.reports / "history.sqlite"
-    return f"sqlite:///{file.absolute()}" if file.is_file() else None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.models import UPSTREAM
-from harness.results.records import PlanEntry, Status
+from harness.results.records import PlanEntry, SampleRecord, Status
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary
 
 MARKS = {
@@ -100,6 +100,14 @@ def label(plan: PlanEntry) -> str:
     """A row's label: `model · mode`, with the recipe unless it is upstream's."""
     name = f"{plan.model} · {plan.mode}"
     return name if plan.recipe == UPSTREAM else f"{name} · {plan.recipe}"
+
+
+def same_texts(cell: CellSummary) -> tuple[tuple[SampleRecord, ...], ...]:
+    """The samples of a cell, those of one prompt, text and settings together: at temperature 0 most are the same."""
+    found: dict[tuple[str, str, str], list[SampleRecord]] = {}
+    for sample in cell.samples:
+        found.setdefault((sample.prompt, sample.text, repr(sample.settings)), []).append(sample)
+    return tuple(tuple(group) for group in found.values())
 
 
 def charts(summary: RunSummary) -> tuple[Chart, ...]:

@@ -8,19 +8,23 @@ import json
 import re
 import shlex
 import sys
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.files import write_atomically
-from harness.results import accuracy, page, text, ttft, ttft_plot
+from harness.results import accuracy, cell_plots, page, text, ttft, ttft_plot
 from harness.results.store import load_run
 from harness.results.summary import (
     SIM_NOTE,
+    STATUSES,
+    CellSummary,
     RunSummary,
     accepted_per_step,
     steps_saved,
@@ -31,15 +35,22 @@ from harness.results.table import print_table
 HTML = "report.html"
 MARKDOWN = "report.md"
 
+MANY = 60
+"""With more cells than this a page shows what is long only when asked for, and draws lighter."""
+
+Pasts = Mapping[str, Mapping[str, Sequence[cell_plots.Past]]]
+"""Cell → metric's title → its values in earlier runs and this one, oldest first."""
+
 _EVIDENCE_LINES = 60
 _EVIDENCE_CHARACTERS = 6000
 
 
-def write_reports(folder: Path) -> tuple[Path, Path]:
+def write_reports(folder: Path, past: Pasts = MappingProxyType({})) -> tuple[Path, Path]:
     """Write both reports into a run's folder.
 
     Args:
         folder: the run's folder, with `records.jsonl`; the run may be going on, or have been interrupted.
+        past: what a history knows of its cells.
 
     Returns:
         the paths of `report.html` and `report.md`.
@@ -47,7 +58,7 @@ def write_reports(folder: Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: the folder has no records.
     """
-    return _write(folder, summarise(load_run(folder)))
+    return _write(folder, summarise(load_run(folder)), past)
 
 
 def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
@@ -69,14 +80,19 @@ def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
     return summary
 
 
-def render_html(summary: RunSummary) -> str:
-    """The page: needs no network and no script; everything that comes from records is escaped."""
-    return html_environment().get_template("report.html.j2").render(_context(summary))
+def render_html(summary: RunSummary, past: Pasts = MappingProxyType({})) -> str:
+    """The page: needs no network, and no script but for its filter; everything that comes from records is escaped.
+
+    Args:
+        summary: the run.
+        past: what a history knows of its cells.
+    """
+    return html_environment().get_template("report.html.j2").render(_context(summary, past))
 
 
 def render_markdown(summary: RunSummary) -> str:
     """The same matrix and numbers for a pull request or a step summary; everything from records is escaped."""
-    return markdown_environment().get_template("report.md.j2").render(_context(summary))
+    return markdown_environment().get_template("report.md.j2").render(_context(summary, {}))
 
 
 def escape_markdown(value: str) -> str:
@@ -102,14 +118,22 @@ def tail(value: str) -> str:
     return kept if len(kept) >= len(value.rstrip()) else f"[…]\n{kept}"
 
 
-def _write(folder: Path, summary: RunSummary) -> tuple[Path, Path]:
+def _write(folder: Path, summary: RunSummary, past: Pasts = MappingProxyType({})) -> tuple[Path, Path]:
     html, markdown = folder / HTML, folder / MARKDOWN
-    write_atomically(html, render_html(summary))
+    write_atomically(html, render_html(summary, past))
     write_atomically(markdown, render_markdown(summary))
     return html, markdown
 
 
-def _context(summary: RunSummary) -> dict[str, Any]:
+def _small_plots(past: Pasts, cell: CellSummary, ident: str) -> list[Markup]:
+    lines = [cell_plots.speed_line(cell), cell_plots.heat_line(cell)]
+    lines += [cell_plots.past_line(title, values) for title, values in past.get(cell.id, {}).items()]
+    found = [cell_plots.draw_line(line, f"{ident}-{number}") for number, line in enumerate(lines) if line]
+    perplexities = cell_plots.draw_perplexities(cell, f"{ident}-ppl")
+    return [*found, perplexities] if perplexities else found
+
+
+def _context(summary: RunSummary, past: Pasts) -> dict[str, Any]:
     return {
         "summary": summary,
         "run": summary.run,
@@ -117,6 +141,7 @@ def _context(summary: RunSummary) -> dict[str, Any]:
         "command": shlex.join(summary.run.command),
         "matrix": page.matrix(summary),
         "charts": page.charts(summary),
+        "same_texts": page.same_texts,
         "marks": page.MARKS,
         "plots": ttft.plots(summary),
         "draw": ttft_plot.draw,
@@ -130,6 +155,12 @@ def _context(summary: RunSummary) -> dict[str, Any]:
         "link": accuracy.link,
         "steps_saved": steps_saved,
         "accepted_per_step": accepted_per_step,
+        "small_plots": partial(_small_plots, past),
+        "many": len(summary.cells) > MANY,
+        "states": [
+            (status.lower().replace(" ", "-"), page.MARKS[status], status.lower(), summary.counts[status])
+            for status in STATUSES
+        ],
         "sim_note": SIM_NOTE if summary.is_sim else "",
         "sim": "sim " if summary.is_sim else "",
     }

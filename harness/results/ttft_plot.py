@@ -62,12 +62,14 @@ class _Scale:
         return self.ar_len > 1 and self.block_px >= _LINE_PX
 
 
-def draw(plot: Plot, ident: str) -> Markup:
+def draw(plot: Plot, ident: str, named: bool = True) -> Markup:
     """The plot as an `svg` element; well-formed XML, foreign text escaped.
 
     Args:
         plot: what to draw.
         ident: prefix of the ids of its title and description; unique in the page.
+        named: whether each mark says what it is under the pointer; without, a series' marks are one path, which a
+            page of thousands needs.
     """
     scale = _scale(plot)
     sim = "sim " if plot.is_sim else ""
@@ -79,7 +81,7 @@ def draw(plot: Plot, ident: str) -> Markup:
     _text(svg, "desc", _description(plot), id=f"{ident}-desc")
     _axes(svg, scale, sim)
     for index, series in enumerate(plot.series):
-        _series(svg, scale, series, index)
+        _series(svg, scale, series, index, named)
     return _markup(svg)
 
 
@@ -142,16 +144,21 @@ def _lengths(scale: _Scale) -> Sequence[int]:
     return range(0, scale.tokens + 1, step)
 
 
-def _series(svg: ET.Element, scale: _Scale, series: Series, index: int) -> None:
+def _series(svg: ET.Element, scale: _Scale, series: Series, index: int, named: bool) -> None:
     group = ET.SubElement(svg, "g", {"class": _style(index)})
     stairs, gaps = _stairs(scale, series.drawn)
     if gaps:
         ET.SubElement(group, "path", {"class": "gap", "d": gaps})
     if stairs:
         ET.SubElement(group, "path", {"class": "stairs", "d": stairs})
+    shape = _SHAPES[index % len(_SHAPES)]
+    if not named:
+        marks = (f"M{scale.x(p.tokens):.1f} {scale.y(time):.1f}{shape}" for p in series.drawn for time in p.times)
+        ET.SubElement(group, "path", {"class": "mark point", "d": "".join(marks)})
+        return
     for point in series.drawn:
         for time in point.times:
-            where = f"M{scale.x(point.tokens):.1f} {scale.y(time):.1f}{_SHAPES[index % len(_SHAPES)]}"
+            where = f"M{scale.x(point.tokens):.1f} {scale.y(time):.1f}{shape}"
             mark = ET.SubElement(group, "path", {"class": "mark point", "d": where})
             _text(mark, "title", f"{series.name}: {_tokens(point)}, {number(time)} ms")
 

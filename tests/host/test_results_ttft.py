@@ -222,7 +222,7 @@ def test_hostile_names_stay_text(tmp_path: Path, name: str) -> None:
     assert not [key for element in svg.iter() for key in element.attrib if key.startswith("on")]
     assert len(_of_class(svg, "point")) == 2
     html = render_html(summary)
-    assert "<script" not in html
+    assert html.count("<script") == 1  # the filter's
     assert "<svg onload" not in html
     html.encode()
 
@@ -264,7 +264,7 @@ def test_ticks_are_few_and_hold_the_greatest(most: float) -> None:
 def test_the_wide_run_is_small_and_whole(tmp_path: Path) -> None:
     html = render_html(summarise(load_run(write_run(tmp_path, made=wide_records()))))
     assert len(html.encode()) < 300_000
-    svgs = re.findall(r"<svg viewBox=.*?</svg>", html, flags=re.DOTALL)
+    svgs = re.findall(r'<svg viewBox="0 0 640.*?</svg>', html, flags=re.DOTALL)
     assert len(svgs) == 3
     for svg in svgs:
         assert svg.count('class="mark point"') == 4 * 11 * 3
