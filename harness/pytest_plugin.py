@@ -27,6 +27,7 @@ from harness.conduct.plan import (
     option,
     split_names,
 )
+from harness.conduct.real import BUILD_FOLDER
 from harness.conduct.session import FirstProcess, Options, Run, join_run
 from harness.errors import ConfigError, HarnessError
 from harness.evaluate.choice import EvalChoice
@@ -55,6 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
     group.addoption("--any-phone", action="store_true", help="run a cell once, on any phone of its SoC; not on each")
     group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
+    group.addoption(
+        "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
+    )
     group.addoption("--compile-only", action="store_true", help="stop after compiling")
     for name, text in LENGTH_OPTIONS.items():
         group.addoption(option(name), type=int, default=None, metavar="N", help=f"{text} (each model's own)")
@@ -118,6 +122,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # Nothing named: the cells are in one place, and collecting the host tests in every worker takes seconds.
         config.args = [str(REPOSITORY / "tests" / "device")]
     worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if config.option.build_folder is not None:
+        os.environ[BUILD_FOLDER] = str(config.option.build_folder.absolute())
     try:
         if worker_input is not None:
             _die_with_controller()

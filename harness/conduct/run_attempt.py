@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from harness.conduct.accuracy import measure_accuracy
 from harness.conduct.attempt import Attempt, verdict
+from harness.conduct.real import run_on_real
 from harness.conduct.replies import run_prompts
 from harness.evaluate.judge import delegation_check, text_check
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
 from harness.results.records import DeployRecord
 from harness.runtime.program import read_info
+from harness.target import Target
 
 
 def run_attempt(attempt: Attempt) -> Failure | None:
@@ -22,6 +24,8 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         HarnessError: the phone, the connection or the artifact failed.
     """
     cell, bench = attempt.cell, attempt.bench
+    if bench.target is Target.ANDROID:
+        return run_on_real(attempt)
     attempt.say("deploying")
     deployed = deploy(attempt.phone.link, attempt.payload.files)
     bench.record(_deploy_record(attempt, deployed))

@@ -20,6 +20,7 @@ from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
+from harness.conduct.real import check_real, target_of
 from harness.conduct.run_cell import run_cell
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
 from harness.evaluate.choice import EvalChoice
@@ -33,7 +34,6 @@ from harness.paths import cache_root
 from harness.rack.manage import mend, status
 from harness.results import OutcomeRecord, RecordWriter, RunInfo, Status, new_run_folder, plan_entry, utc_now
 from harness.soc import find_soc
-from harness.target import Target
 from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
 
 
@@ -73,7 +73,7 @@ class Run:
 
     def __init__(self, options: Options, folder: Path, choice: Choice, phones: Sequence[Phone]) -> None:
         self.options, self.folder, self.choice = options, folder, choice
-        self.target = Target.SIM
+        self.target = target_of(phones)
         self.toolchain: Toolchain = find_toolchain()
         self.fingerprint = fingerprint(self.toolchain)
         self.planned: tuple[Planned, ...] = plan(choice, phones, self.target)
@@ -202,13 +202,7 @@ class FirstProcess:
             phones = [phone for phone in choice.inventory.phones if phone.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
             return
-        if real := [phone.name for phone in choice.inventory.phones if phone.virtual is None]:
-            # Refused rather than half done: a simulator's .pte pushed to a phone fails in ways that mislead.
-            raise ConfigError(
-                f"cells do not run on real phones yet: {', '.join(real)}",
-                where=f"{choice.inventory.path}: phones",
-                remedy="run a rack file of virtual phones; `htpfarm compile --target android` makes a phone's .pte",
-            )
+        check_real(choice.inventory.phones)
         check_disk(options.reports, needed=64 << 20)
         toolchain = find_toolchain()
         self._rack = RackUse(choice.inventory, toolchain)

@@ -84,12 +84,19 @@ def test_a_broken_inventory_is_refused_by_file_and_line(tmp_path: Path) -> None:
     assert "sok" in output
 
 
-def test_a_real_phone_is_refused_until_cells_run_on_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("phones", "words"),
+    [
+        ("  - {name: lab, serial: R3CX40ABCDE, soc: SM8650}\n", "--build-folder build-android"),
+        ("  - {name: lab, serial: R3CX40ABCDE}\n  - {name: one, virtual: galaxy_s24}\n", "real phones (lab) and virtual"),
+    ],
+)
+def test_real_phones_need_a_build_folder_and_a_run_of_their_own(tmp_path: Path, phones: str, words: str) -> None:
     rack = tmp_path / "rack.yaml"
-    rack.write_text(RACK + "  - name: lab\n    serial: R3CX40ABCDE\n    soc: SM8650\n")
+    rack.write_text(f"version: 1\nphones:\n{phones}")
     status, output = finished(device("--rack", str(rack), cache=tmp_path / "cache"))
     assert status == 2
-    assert "real phones yet: lab" in output
+    assert words in output
     assert not left_over(tmp_path / "cache")
 
 

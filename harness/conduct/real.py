@@ -1,0 +1,230 @@
+"""An attempt on a real phone: the stock qnn_llama_runner of a build folder, and nothing that it does not know.
+
+Prompts run in a process each, for speed; where the kv graph takes one token a step, a few more processes say what the
+graph's logits are, for the perplexity of the held-out text's beginning and for each reply's tokens (`StockScorer`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from harness.conduct.attempt import Attempt, verdict
+from harness.errors import ConfigError, FailureClass
+from harness.evaluate.grounds import GroundScore, score_text
+from harness.evaluate.host import Reply
+from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
+from harness.evaluate.stock_scorer import StockScorer
+from harness.farm.awake import kept_awake
+from harness.farm.deploy import DeployReport, deploy
+from harness.farm.failures import Failure, classify
+from harness.farm.payload import Payload, android_payload
+from harness.farm.prepare import prepare
+from harness.farm.session import SessionSpec, prompt_flags, run_session
+from harness.farm.vitals import read_vitals, throttle_text, throttled
+from harness.inventory import Phone
+from harness.model_file import Mode
+from harness.results.records import CheckRecord, DeployRecord, SampleRecord
+from harness.runtime.program import ProgramInfo, read_info
+from harness.soc import Soc
+from harness.target import Target
+from harness.text.decoders import VERSIONS
+from harness.text.heldout import beginning
+from harness.text.templates import find_template, format_prompt
+
+BUILD_FOLDER = "HTPFARM_BUILD_FOLDER"
+"""Names ExecuTorch's build for Android (`--build-folder`)."""
+START_LIMIT_S, STEP_LIMIT_S = 120.0, 2.0
+RETAKES = 3
+REPLY_TOKENS = 32
+"""Tokens of each reply that are held against QDQ: each process dumps vocabulary × 2 bytes for every one."""
+
+
+def target_of(phones: Iterable[Phone]) -> Target:
+    """What a run's artifacts are for: real phones or virtual ones.
+
+    Raises:
+        ConfigError: there are both: what they run cannot be compared, and is not one run.
+    """
+    rack = tuple(phones)
+    real = [phone.name for phone in rack if phone.virtual is None]
+    virtual = [phone.name for phone in rack if phone.virtual is not None]
+    if real and virtual:
+        raise ConfigError(
+            f"the rack has real phones ({', '.join(real)}) and virtual ones ({', '.join(virtual)})",
+            where="--rack",
+            remedy="give each a rack file and a run of their own",
+        )
+    return Target.ANDROID if real else Target.SIM
+
+
+def check_real(phones: Sequence[Phone]) -> None:
+    """Refuses real phones without what they need, before anything runs.
+
+    Raises:
+        ConfigError: no build folder, no SDK, or files missing in them; names all.
+    """
+    if target_of(phones) is Target.ANDROID:
+        build, sdk = build_folder(), sdk_root()
+        for soc in sorted({phone.soc for phone in phones if phone.soc}):
+            # Any file will do for the model: what counts here is what lies beside it.
+            android_payload(Path(__file__), Path(__file__), soc, build_folder=build, qnn_sdk_root=sdk)
+
+
+def build_folder() -> Path:
+    """ExecuTorch's `build-android`. Raises ConfigError if none is named."""
+    if not (named := os.environ.get(BUILD_FOLDER)):
+        raise ConfigError(
+            "real phones need ExecuTorch's runner for Android, and no build folder is named",
+            where="--build-folder",
+            remedy="build it with backends/qualcomm/scripts/build.sh and give --build-folder build-android",
+        )
+    return Path(named)
+
+
+def sdk_root() -> Path:
+    """The QNN SDK with libraries for Android. Raises ConfigError if none is named."""
+    if not (named := os.environ.get("QNN_SDK_ROOT")):
+        raise ConfigError(
+            "real phones need the QNN SDK's libraries for Android",
+            where="QNN_SDK_ROOT",
+            remedy="let it name the SDK: the package onnxruntime-qnn has the host's libraries alone",
+        )
+    return Path(named)
+
+
+def real_payload(attempt: Attempt, soc: Soc) -> Payload:
+    """What a real phone needs for a cell."""
+    tokenizer = attempt.artifact.reference / attempt.reference.tokenizer
+    return android_payload(attempt.artifact.pte, tokenizer, soc, build_folder=build_folder(), qnn_sdk_root=sdk_root())
+
+
+def run_on_real(attempt: Attempt) -> Failure | None:
+    """Deploys, runs every prompt, measures what the stock runner lets one measure, and judges. None if all holds.
+
+    Raises:
+        HarnessError: the phone, the connection or the artifact failed.
+    """
+    cell, bench, link = attempt.cell, attempt.bench, attempt.phone.link
+    payload = real_payload(attempt, cell.soc)
+    attempt.say("deploying")
+    deployed = deploy(link, payload.files)
+    counts = (deployed.pushed, deployed.reused, deployed.bytes, round(deployed.seconds, 3))
+    bench.record(DeployRecord(cell.id, attempt.phone.phone.name, *counts))
+    with kept_awake(link):
+        for number, prompt in enumerate(cell.model.prompts):
+            attempt.say(f"prompt {number + 1}/{len(cell.model.prompts)}")
+            if failure := _prompt(attempt, payload, deployed, prompt, number):
+                return failure
+        if cell.mode is Mode.LOOKAHEAD:
+            return None  # its decode graph takes guesses, and cannot score token by token
+        checks = _accuracy(attempt, payload, deployed, read_info(attempt.artifact.pte))
+    for check in checks:
+        bench.record(check)
+    return verdict(checks)
+
+
+def prompt_spec(attempt: Attempt, payload: Payload, prompt: str, number: int) -> SessionSpec:
+    """The stock runner's command line for one prompt."""
+    cell = attempt.cell
+    seq_len = min(cell.lengths.max_seq_len, len(_fed(attempt, prompt)) + cell.model.max_new_tokens)
+    system = ("--system_prompt", cell.model.system_prompt) if cell.model.system_prompt else ()
+    flags = (
+        *("--model_path", payload.model, "--tokenizer_path", payload.tokenizer),
+        *("--decoder_model_version", VERSIONS[cell.model.decoder]),
+        *("--eval_mode", str(attempt.eval_mode), *attempt.lookahead_flags),
+        *("--seq_len", str(seq_len), "--temperature", "0"),
+        *("--output_path", "outputs.txt", "--performance_output_path", "inference_speed.txt", *system),
+        *prompt_flags([prompt]),
+    )
+    limit = START_LIMIT_S + STEP_LIMIT_S * seq_len
+    outputs = ("outputs.txt", "inference_speed.txt")
+    return SessionSpec(attempt.session_id, number, payload.runner, flags, outputs=outputs, timeout_s=limit)
+
+
+def _fed(attempt: Attempt, prompt: str) -> list[int]:
+    """The tokens the runner feeds for a prompt, BOS and chat template included."""
+    model = attempt.cell.model
+    text = format_prompt(find_template(VERSIONS[model.decoder]), prompt, model.system_prompt or "")
+    return list(attempt.tokenizer.encode(text, bos=True))
+
+
+def _prompt(attempt: Attempt, payload: Payload, deployed: DeployReport, prompt: str, number: int) -> Failure | None:
+    phone, into = attempt.phone, attempt.folder(number)
+    for retake in range(1, RETAKES + 1):
+        before = read_vitals(phone.link)
+        result = run_session(phone.link, deployed, prompt_spec(attempt, payload, prompt, number), into)
+        into.mkdir(parents=True, exist_ok=True)
+        for name, text in (("stdout", result.stdout), ("stderr", result.stderr), ("command", result.command)):
+            (into / f"{name}.txt").write_text(text, encoding="utf-8")
+        if failure := classify(result):
+            return failure
+        after = read_vitals(phone.link)
+        if not throttled(after, phone.phone.limits):
+            break
+        attempt.say(f"{throttle_text(after)}: the sample is void")
+        if retake == RETAKES:
+            return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
+        prepare(attempt.bench.nurse, phone.phone, phone.link)
+    observer = result.observer
+    assert observer is not None, "classify() refuses a session without one"
+    attempt.bench.record(
+        SampleRecord(
+            cell=attempt.cell.id,
+            phone=phone.phone.name,
+            serial=phone.identity.serial,
+            soc=attempt.cell.soc.name,
+            target=Target.ANDROID,
+            session=number,
+            prompt=prompt,
+            prompt_tokens=observer.prompt_tokens,
+            generated_tokens=observer.generated_tokens,
+            text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
+            load_ms=observer.load_ms,
+            ttft_ms=observer.ttft_ms,
+            prefill_tok_s=observer.prefill_tok_s,
+            decode_tok_s=observer.decode_tok_s,
+            settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": False},
+            raw={**vars(observer), "vitals": {"before": before.record(), "after": after.record()}},
+            attempt=attempt.number,
+        )
+    )
+    return None
+
+
+def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: ProgramInfo) -> tuple[CheckRecord, ...]:
+    cell, reference, bench = attempt.cell, attempt.reference, attempt.bench
+    scorer = StockScorer(
+        attempt.phone.link,
+        deployed,
+        payload,
+        info,
+        run_id=attempt.session_id,
+        decoder_version=VERSIONS[cell.model.decoder],
+        first_session=len(cell.model.prompts),
+        progress=lambda done, total: attempt.say(f"kv graph: {done}/{total} windows"),
+    )
+    # The beginning of what was scored at compile time: no module of the model is needed on this computer.
+    tokens = min(cell.model.eval.kv_tokens, scorer.context)
+    text = beginning(reference.held_out, attempt.tokenizer, tokens)
+    phone = score_text(scorer, "PHONE", "kv", text)
+    count = len(phone.each)
+    fp = GroundScore("FP", "full", reference.fp_each[:count], text.words, reference.context)
+    qdq = GroundScore("QDQ", "full", reference.qdq_each[:count], text.words, reference.context)
+    for score in (fp, qdq, phone):
+        bench.record(score.record(cell.id))
+    rms = worst_noise(qdq, [phone])
+    bounds = cell.model.bounds
+    checks = (*perplexity_checks(cell.id, fp, qdq, [phone], bounds), noise_check(cell.id, rms, bounds))
+    try:
+        replies: list[Reply] = []
+        bench.host.scorer(attempt.artifact.reference, "QDQ")
+        for prompt in cell.model.prompts:
+            fed = _fed(attempt, prompt)
+            new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
+            replies.append((tuple(fed), tuple(new)))
+        reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)
+    except ConfigError:  # the model is too large for its QDQ module to be kept: perplexity alone judges
+        return checks
+    return (*checks, text_check(cell.id, reports))

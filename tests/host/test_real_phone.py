@@ -1,0 +1,282 @@
+"""What a real phone needs that a virtual one does not, against a virtual phone that insists on each."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from farm_rack import OBSERVER
+
+from harness.build.cache import Artifact
+from harness.conduct.attempt import Attempt, Bench
+from harness.conduct.live import LiveLog
+from harness.conduct.real import BUILD_FOLDER, check_real, run_on_real, target_of
+from harness.errors import ConfigError, FailureClass, InfraError
+from harness.evaluate.choice import EvalChoice
+from harness.evaluate.host import Host
+from harness.farm.awake import kept_awake
+from harness.farm.connect import PhoneLink
+from harness.farm.deploy import deploy
+from harness.farm.failures import classify
+from harness.farm.health import HealthBook
+from harness.farm.identity import attach, survey
+from harness.farm.lease_service import HostLeases
+from harness.farm.payload import Payload, android_payload
+from harness.farm.prepare import Nurse
+from harness.farm.session import SessionSpec, run_session
+from harness.inventory import load_inventory
+from harness.matrix import cells
+from harness.model_file import Mode
+from harness.models import load_models
+from harness.paths import MODELS, REPOSITORY
+from harness.rack import manage
+from harness.rack.image import LAUNCHER
+from harness.rack.manage import RackState
+from harness.results import RecordWriter, load_run
+from harness.results.records import RunInfo, utc_now
+from harness.soc import PHONE_KINDS, SOCS
+from harness.target import Target
+from harness.toolchain.environment import find_toolchain
+
+LIBRARIES = (
+    "libqnn_executorch_backend.so",
+    "libQnnHtp.so",
+    "libQnnHtpV75Stub.so",
+    "libQnnHtpV75Skel.so",
+    "libQnnHtpPrepare.so",
+    "libQnnSystem.so",
+)
+INSISTS = f"""#!/bin/sh
+insist() {{ echo "insists: $1" >&2; exit 3; }}
+case $LD_LIBRARY_PATH in ''|*:*) insist "one LD_LIBRARY_PATH" ;; esac
+for name in {" ".join(LIBRARIES)}; do [ -f "$LD_LIBRARY_PATH/$name" ] || insist "$name"; done
+case $ADSP_LIBRARY_PATH in ''|*:*|*';'*) insist "one ADSP_LIBRARY_PATH" ;; esac
+grep -q unsigned "$ADSP_LIBRARY_PATH/libQnnHtpV75Skel.so" || insist "the unsigned skel"
+[ -x ./qnn_llama_runner ] || insist "chmod"
+for word in "$@"; do case $word in --x_*) insist "the stock runner's flags" ;; esac; done
+grep -q "svc power stayon true" /data/misc/logd/accepted || insist "staying awake"
+grep -q "KEYCODE_WAKEUP" /data/misc/logd/accepted || insist "the screen"
+grep -q "fixed-performance-mode-enabled true" /data/misc/logd/accepted || insist "fixed performance"
+"""
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RackState]:
+    folder = tmp_path_factory.mktemp("rack")
+    script = folder / "insists.sh"
+    good = f"echo text > outputs.txt\necho 1 > inference_speed.txt\necho '{OBSERVER}'\n"
+    simulator = shlex.join(
+        [
+            *("env", *(f"{k}={v}" for k, v in find_toolchain().environment({}).items() if k != "PATH")),
+            *(f"PYTHONPATH={REPOSITORY}", sys.executable, "-m", "harness.runtime"),
+        ]
+    )
+    script.write_text(
+        INSISTS + f'if [ -n "$SIMULATE$(cat simulate 2>/dev/null)" ]; then exec {simulator} "$@"; fi\n' + good
+    )
+    try:
+        yield manage.up(
+            [("lab", PHONE_KINDS["galaxy_s24"])],
+            state_dir=folder,
+            boot_delay=0.5,
+            runner_argv=["/bin/sh", str(script)],
+            expose=[folder],
+            plain=False,
+        )
+    finally:
+        manage.down(folder)
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A build folder and an SDK as ExecuTorch's and Qualcomm's are laid out."""
+    build, sdk = tmp_path / "build-android", tmp_path / "sdk"
+    runner = build / "examples/qualcomm/oss_scripts/llama/qnn_llama_runner"
+    runner.parent.mkdir(parents=True)
+    runner.write_text(LAUNCHER)
+    for place in (
+        build / "backends/qualcomm/libqnn_executorch_backend.so",
+        *(
+            sdk / "lib/aarch64-android" / f"{n}.so"
+            for n in ("libQnnHtp", "libQnnHtpV75Stub", "libQnnHtpPrepare", "libQnnSystem")
+        ),
+        sdk / "lib/hexagon-v75/unsigned/libQnnHtpV75Skel.so",
+    ):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{place.parent.name} {place.name}\n")
+    monkeypatch.setenv(BUILD_FOLDER, str(build))
+    monkeypatch.setenv("QNN_SDK_ROOT", str(sdk))
+    return build, sdk
+
+
+def link_to(rack: RackState, tmp_path: Path) -> PhoneLink:
+    """By a rack file that knows it as a real phone."""
+    file = tmp_path / "devices.yaml"
+    file.write_text(
+        f"version: 1\nadb: {{port: {rack.adb_port}}}\nphones:\n  - {{name: lab, serial: '{rack.phones[0].serial}'}}\n"
+    )
+    (phone,) = attach(load_inventory(file))
+    assert phone.identity.soc == SOCS["SM8650"]
+    return phone.link
+
+
+def payload(built: tuple[Path, Path], tmp_path: Path) -> Payload:
+    for name in ("m.pte", "t.model"):
+        (tmp_path / name).write_text(name)
+    return android_payload(
+        tmp_path / "m.pte", tmp_path / "t.model", SOCS["SM8650"], build_folder=built[0], qnn_sdk_root=built[1]
+    )
+
+
+def run(link: PhoneLink, files: Payload, tmp_path: Path, **changes: object):
+    deployed = deploy(link, files.files)
+    spec = SessionSpec("real", 1, files.runner, ("--prompt", "x"), outputs=("outputs.txt",), timeout_s=30)
+    return run_session(link, deployed, replace(spec, **changes), tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_all_that_a_real_phone_needs_is_there(rack: RackState, built: tuple[Path, Path], tmp_path: Path) -> None:
+    link, files = link_to(rack, tmp_path), payload(built, tmp_path)
+    link.must("rm -f /data/misc/logd/accepted")
+    before = link.must("settings put global stay_on_while_plugged_in 2; settings get global stay_on_while_plugged_in")
+    with kept_awake(link):
+        result = run(link, files, tmp_path)
+    assert classify(result) is None, result.stderr
+    accepted = link.must("cat /data/misc/logd/accepted").stdout
+    assert accepted.index("mode-enabled true") < accepted.index("mode-enabled false")
+    assert link.must("settings get global stay_on_while_plugged_in").stdout == before.stdout
+
+
+@pytest.mark.parametrize("missing", LIBRARIES)
+def test_it_insists_on_each_library(rack: RackState, built: tuple[Path, Path], tmp_path: Path, missing: str) -> None:
+    link, files = link_to(rack, tmp_path), payload(built, tmp_path)
+    fewer = replace(files, files=tuple(file for file in files.files if file.name != missing))
+    with kept_awake(link):
+        result = run(link, fewer, tmp_path)
+    assert result.exit_status == 3
+    assert missing in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"env": {"ADSP_LIBRARY_PATH": "/data/local/tmp:/vendor/lib/rfsa/adsp"}}, "one ADSP_LIBRARY_PATH"),
+        ({"env": {"ADSP_LIBRARY_PATH": "/vendor"}}, "unsigned skel"),
+        ({"env": {"LD_LIBRARY_PATH": ""}}, "one LD_LIBRARY_PATH"),
+        ({"flags": ("--x_serve",)}, "stock runner's flags"),
+    ],
+)
+def test_it_insists_on_paths_and_flags(
+    rack: RackState, built: tuple[Path, Path], tmp_path: Path, change: dict, words: str
+) -> None:
+    link, files = link_to(rack, tmp_path), payload(built, tmp_path)
+    with kept_awake(link):
+        result = run(link, files, tmp_path, **change)
+    failure = classify(result)
+    assert failure
+    assert words in result.stderr
+
+
+def test_it_insists_on_being_awake(rack: RackState, built: tuple[Path, Path], tmp_path: Path) -> None:
+    link, files = link_to(rack, tmp_path), payload(built, tmp_path)
+    link.must("rm -f /data/misc/logd/accepted")
+    assert "staying awake" in run(link, files, tmp_path).stderr
+
+
+def test_real_phones_are_refused_before_anything_runs_without_what_they_need(
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "devices.yaml"
+    file.write_text("version: 1\nphones:\n  - {name: lab, serial: R3, soc: SM8650}\n")
+    phones = load_inventory(file).phones
+    assert target_of(phones) is Target.ANDROID
+    check_real(phones)
+    (built[1] / "lib/hexagon-v75/unsigned/libQnnHtpV75Skel.so").unlink()
+    with pytest.raises(ConfigError) as caught:
+        check_real(phones)
+    assert caught.value.evidence.endswith("libQnnHtpV75Skel.so")
+    monkeypatch.delenv("QNN_SDK_ROOT")
+    with pytest.raises(ConfigError, match="libraries for Android"):
+        check_real(phones)
+    monkeypatch.delenv(BUILD_FOLDER)
+    with pytest.raises(ConfigError, match="no build folder"):
+        check_real(phones)
+    file.write_text(file.read_text() + "  - {name: v, virtual: galaxy_s24}\n")
+    with pytest.raises(ConfigError, match=r"real phones \(lab\) and virtual ones \(v\)"):
+        check_real(load_inventory(file).phones)
+
+
+def test_phones_of_several_adb_servers_are_one_rack(tmp_path: Path) -> None:
+    """As phones on other computers are: each rack has a server of its own, on a port of its own."""
+    kinds = {"east": "galaxy_s24", "west": "galaxy_s25"}
+    states = {}
+    try:
+        for name, kind in kinds.items():
+            states[name] = manage.up([(name, PHONE_KINDS[kind])], state_dir=tmp_path / name, runner_argv=["/bin/true"])
+        file = tmp_path / "devices.yaml"
+        lines = ["version: 1", "racks:"]
+        lines += [f"  - {{name: {n}, adb: {{host: localhost, port: {s.adb_port}}}}}" for n, s in states.items()]
+        lines += ["phones:"]
+        lines += [f"  - {{name: {n}, rack: {n}, serial: '{s.phones[0].serial}'}}" for n, s in states.items()]
+        file.write_text("\n".join(lines))
+        inventory = load_inventory(file)
+        found = survey(inventory)
+        assert [(p.phone.name, p.identity.soc) for p in found.attached] == [
+            ("east", SOCS["SM8650"]),
+            ("west", SOCS["SM8750"]),
+        ]
+        for phone in found.attached:
+            assert phone.link.must("getprop ro.soc.model").stdout.strip() in ("SM8650", "SM8750")
+        manage.down(tmp_path / "west")  # one computer less: the other's phone is still there, and the reason is said
+        found = survey(inventory)
+        assert [p.phone.name for p in found.attached] == ["east"]
+        ((phone, error),) = found.refused
+        assert phone.name == "west"
+        assert isinstance(error, InfraError)
+        assert "no adb server answers" in error.what
+    finally:
+        for name in states:
+            manage.down(tmp_path / name)
+
+
+@pytest.mark.slow
+def test_a_cell_on_a_real_phone_from_deployment_to_verdict(
+    rack: RackState, built: tuple[Path, Path], tmp_path: Path, tiny_artifacts: dict[str, Artifact]
+) -> None:
+    link_to(rack, tmp_path)
+    (phone,) = attach(load_inventory(tmp_path / "devices.yaml"))
+    model = replace(load_models(MODELS)["tiny_llama"], prompts=("Once upon a time",), max_new_tokens=8)
+    model = replace(model, eval=replace(model.eval, kv_tokens=12))
+    (cell,) = cells([model], [Mode.HYBRID], [SOCS["SM8650"]])
+    writer = RecordWriter(tmp_path / "run")
+    writer.append(RunInfo("run", utc_now(), (), "", "", {}, "", Target.ANDROID))
+    bench = Bench(
+        "run",
+        tmp_path / "run",
+        (phone,),
+        writer.append,
+        LiveLog(tmp_path / "run").say,
+        Target.ANDROID,
+        EvalChoice(),
+        Host(),
+        Nurse(HealthBook(tmp_path / "health")),
+        HostLeases(tmp_path / "leases"),
+    )
+    # The artifact is the simulator's, since that runs it; everything else is as for a phone.
+    phone.link.must("mkdir -p /data/local/tmp/htpfarm")
+    script = Path(manage.status(rack and Path(rack.phones[0].root).parents[1]).phones[0].root).parents[1] / "insists.sh"  # type: ignore[union-attr]
+    script.write_text(script.read_text().replace("$SIMULATE$(cat simulate 2>/dev/null)", "yes"))
+    failure = run_on_real(Attempt(bench, cell, tiny_artifacts["hybrid"], phone, 1))
+    assert failure is None or failure.failure_class is not FailureClass.INFRA, failure
+    data = load_run(tmp_path / "run")
+    (sample,) = data.samples[cell.id]
+    assert sample.target is Target.ANDROID
+    assert sample.text.startswith("Once upon a time") or sample.generated_tokens > 0
+    assert "vitals" in sample.raw
+    checks = {check.name: check.passed for check in data.checks[cell.id]}
+    assert checks["text_as_qdq"]
+    assert checks["phone_vs_qdq_ppl"]
+    assert failure is None, failure
