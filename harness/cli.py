@@ -22,6 +22,7 @@ from harness.compatibility import cli as compatibility_cli
 from harness.conduct import devices_cli, lease_cli
 from harness.conduct.plan import LENGTH_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
+from harness.export import cli as export_cli
 from harness.history import cli as history_cli
 from harness.paths import REPOSITORY, cache_root
 from harness.rack import fault_cli
@@ -105,8 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     compatibility_cli.add_arguments(add("matrix", compatibility_cli.run, [], compatibility_cli.TEXT))
     history_cli.add_parser(verbs, common)
     compare_cli.add_parser(verbs, common)
-    report = add("report", _report, [], "write a run's report.html and report.md again, and print its table")
-    report.add_argument("run", type=Path, help="a folder under reports/")
+    export_cli.add_arguments(add("report", export_cli.run, [], export_cli.TEXT))
     return parser
 
 
@@ -323,23 +323,6 @@ def _cache(arguments: argparse.Namespace) -> int:
             f"{cache_root()}: {len(found)} artifacts, {total:.0f} MB", ("artifact", "MB", "made", "folder"), rows
         )
     return 0
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from harness.results.report import report
-    from harness.results.summary import exit_status
-
-    if arguments.json:
-        from harness.results import load_run
-        from harness.results.report import write_reports
-        from harness.results.summary import summarise
-
-        write_reports(arguments.run)
-        summary = summarise(load_run(arguments.run))
-        _print_json(summary)
-    else:
-        summary = report(arguments.run)
-    return exit_status(summary)
 
 
 if __name__ == "__main__":
