@@ -41,6 +41,8 @@ from harness.results.table import table_text
 if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
+    from harness.compare.gate import GateResult
+
 _FIRST = pytest.StashKey[FirstProcess]()
 _RUN = pytest.StashKey[Run]()
 _FOLLOWER = pytest.StashKey[Follower]()
@@ -56,6 +58,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
     group.addoption("--any-phone", action="store_true", help="run a cell once, on any phone of its SoC; not on each")
     group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
+    group.addoption(
+        "--strict-memory", action="store_true", help="refuse what will not compile in this machine's memory"
+    )
+    group.addoption(
+        "--ab",
+        type=Path,
+        nargs=2,
+        metavar=("BASE", "CANDIDATE"),
+        help="compare two sides on one phone, a verdict a cell: Python environments, or folders of .pte files",
+    )
+    group.addoption("--ab-tokens", type=int, metavar="N", help="with --ab: tokens a timed session generates")
     group.addoption(
         "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
     )
@@ -95,6 +108,9 @@ def _options(config: pytest.Config) -> Options:
         socs=get("socs"),
         pte=get("pte"),
         compile_only=get("compile_only"),
+        strict_memory=get("strict_memory"),
+        ab=tuple(place.absolute() for place in get("ab")) if get("ab") else None,
+        ab_tokens=get("ab_tokens"),
         any_phone=get("any_phone"),
         reports=get("reports"),
         lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
@@ -264,7 +280,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             stash[_FOLLOWER].stop()
             folder = stash[_RUN].folder
             write_reports(folder)
-            status = exit_status(summarise(load_run(folder)))
+            judged = _judged(folder)
+            status = judged[0].status if judged else exit_status(summarise(load_run(folder)))
+            if judged and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
+                # What a cell says alone may not hold among all: the gate has the last word.
+                session.exitstatus = status
             if status and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
                 session.exitstatus = status
 
@@ -276,5 +296,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     folder = config.stash[_RUN].folder
     terminalreporter.section("cells")
     terminalreporter.write_line(table_text(summarise(load_run(folder))))
+    if judged := _judged(folder):
+        terminalreporter.section("base → candidate")
+        terminalreporter.write_line(judged[1])
     for name in ("report.html", "report.md", "records.jsonl"):
         terminalreporter.write_line(str(folder / name))
+    if problem := _kept(folder):
+        terminalreporter.write_line(problem)
+
+
+def _judged(folder: Path) -> tuple[GateResult, str] | None:
+    # Here and not at the top: it loads the database's library, which other runs of pytest do without.
+    from harness.compare.keep import judge_ab
+
+    return judge_ab(folder)
+
+
+def _kept(folder: Path) -> str:
+    from harness.compare.keep import keep
+
+    return keep(folder)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -261,7 +260,7 @@ class Builder:
 def _process(toolchain: Toolchain, job_file: Path) -> Iterator[subprocess.Popen[str]]:
     """A worker in a process group of its own, that dies with us."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "harness.build.worker", str(job_file)],
+        [str(toolchain.python), "-m", "harness.build.worker", str(job_file)],
         env={**toolchain.environment(), "OMP_WAIT_POLICY": "passive"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

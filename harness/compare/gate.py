@@ -95,7 +95,9 @@ def gate(
     compared = {cell.cell: cell for cell in comparison.cells} if comparison else {}
     findings: list[Finding] = []
     for cell in summary.cells:
-        findings += _ending(cell, (last_good or {}).get(cell.id, ""))
+        if not (cell.id in compared and cell.failure_class is FailureClass.PERF):
+            # A slowdown found by pairs is judged below, among all the run's.
+            findings += _ending(cell, (last_good or {}).get(cell.id, ""))
         if cell.id in compared:
             findings += _comparison(compared[cell.id])
         else:

@@ -7,6 +7,7 @@ their own have a session a prompt, the same prompt on both sides.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,15 +185,19 @@ def compare_cells(
             cell, base.status if base else None, candidate.status if candidate else None, outcome,
             reason="planned in one of the runs only",
         )  # fmt: skip
-    speeds = _speeds(base, candidate, run_facts, rules) if base.samples and candidate.samples else ()
+    speeds: tuple[SpeedComparison, ...] = ()
+    if base.samples and candidate.samples:
+        reasons = [f"{fact} differs" for fact in run_facts]
+        reasons += ["lengths differ"] if base.plan.lengths != candidate.plan.lengths else []
+        speeds = compare_speeds(base.samples, candidate.samples, reasons, rules)
     return CellComparison(
         cell,
         base.status,
         candidate.status,
         outcome,
         speeds,
-        _perplexities(base, candidate),
-        _texts(base.samples, candidate.samples),
+        compare_perplexities(base.perplexities, candidate.perplexities),
+        compare_texts(base.samples, candidate.samples),
         candidate.failure_class,
         candidate.reason,
         candidate.remedy,
@@ -266,12 +271,11 @@ def _facts(run: RunSummary) -> dict[str, object]:
     return facts
 
 
-def _cell_facts(cell: CellSummary) -> dict[str, object]:
-    samples = cell.samples
+def _sample_facts(samples: Sequence[SampleRecord]) -> dict[str, object]:
     facts: dict[str, object] = {
         "phone": ", ".join(sorted({sample.phone for sample in samples})),
         "SoC": ", ".join(sorted({sample.soc for sample in samples})),
-        "lengths": str(cell.plan.lengths),
+        "target": ", ".join(sorted({sample.target.value for sample in samples})),
         "settings": "; ".join(sorted({str(sorted(sample.settings.items())) for sample in samples})),
     }
     clocks = {str(found) for sample in samples if (found := _vital(sample, "clocks")) is not None}
@@ -284,58 +288,72 @@ def _vital(sample: SampleRecord, name: str) -> object:
     return after.get(name) if isinstance(after, dict) else None
 
 
-def _speeds(
-    base: CellSummary, candidate: CellSummary, run_facts: Sequence[str], rules: Rules
+def compare_speeds(
+    base: Sequence[SampleRecord],
+    candidate: Sequence[SampleRecord],
+    reasons: Sequence[str] = (),
+    rules: Rules = RULES,
 ) -> tuple[SpeedComparison, ...]:
-    sides = [_by_session(base.samples), _by_session(candidate.samples)]
+    """Each metric of a cell by itself, from both sides' samples.
+
+    Where samples carry the number of an ABBA pair, those alone are compared; else sessions of the same number.
+
+    Args:
+        base, candidate: samples of one attempt each.
+        reasons: why they do not compare, as far as it is known already.
+        rules: levels.
+    """
+    if any(sample.pair is not None for sample in (*base, *candidate)):
+        base, candidate = ([sample for sample in side if sample.pair is not None] for side in (base, candidate))
+    sides = [_by_session(base), _by_session(candidate)]
     numbers = sorted(sides[0].keys() & sides[1].keys())
-    prompts = [number for number in numbers if _prompts(sides[0][number]) == _prompts(sides[1][number])]
-    reasons = [f"{fact} differs" for fact in run_facts]
-    reasons += invalid_reasons(_cell_facts(base), _cell_facts(candidate), [(0, 0)], [(0, 0)])
-    reasons += [
+    found = [*reasons, *invalid_reasons(_sample_facts(base), _sample_facts(candidate), [(0, 0)], [(0, 0)])]
+    found += [
         f"session {number}: {reason}"
         for number in numbers
         for reason in invalid_reasons(
-            {"prompt": _prompts(sides[0][number])}, {"prompt": _prompts(sides[1][number])},
-            _tokens(sides[0][number]), _tokens(sides[1][number]),
+            {"prompt": _prompts(sides[0][number])},
+            {"prompt": _prompts(sides[1][number])},
+            _tokens(sides[0][number]),
+            _tokens(sides[1][number]),
         )
-    ]  # fmt: skip
-    throttled = [s.session for s in (*base.samples, *candidate.samples) if _vital(s, "throttled") is True]
-    if throttled:
-        reasons.append(f"throttled in {len(throttled)} session(s)")
+    ]
+    if throttled := sum(_vital(sample, "throttled") is True for sample in (*base, *candidate)):
+        found.append(f"throttled in {throttled} session(s)")
     if not numbers:
-        reasons.append("no session has its counterpart")
-    return tuple(_speed(metric, sides, prompts, base, candidate, reasons, rules) for metric in JUDGED)
+        found.append("no session has its counterpart")
+    return tuple(_speed(metric, sides, numbers, found, rules) for metric in JUDGED)
 
 
 def _speed(
     metric: str,
     sides: Sequence[dict[int, list[SampleRecord]]],
     numbers: Sequence[int],
-    base: CellSummary,
-    candidate: CellSummary,
     reasons: Sequence[str],
     rules: Rules,
 ) -> SpeedComparison:
-    shown = {"base": getattr(base, metric), "candidate": getattr(candidate, metric)}
-    if reasons:
-        word = Judgement.INVALID
-        return SpeedComparison(metric, word, word, reason="; ".join(reasons[:3]), **shown)
     medians = [
-        session_medians((number, getattr(sample, metric)) for number in numbers for sample in side[number])
+        session_medians((number, getattr(sample, metric)) for number, samples in side.items() for sample in samples)
         for side in sides
     ]
+    middle = [statistics.median(values.values()) if values else None for values in medians]
+    unmeasured = SpeedComparison(
+        metric, Judgement.INVALID, Judgement.INVALID, base=middle[0], candidate=middle[1], reason="; ".join(reasons[:3])
+    )
+    if reasons:
+        return unmeasured
     both = [number for number in numbers if medians[0].get(number, 0) > 0 and medians[1].get(number, 0) > 0]
     if not both:
-        word = Judgement.INVALID
-        return SpeedComparison(metric, word, word, reason=f"{metric} was not measured on both sides", **shown)
+        return dataclasses.replace(unmeasured, reason=f"{metric} was not measured on both sides")
     way = BETTER[metric]
     d = log_ratios([medians[0][n] for n in both], [medians[1][n] for n in both], way)
     sign = -1 if way is Better.HIGHER else 1
     change = float(np.expm1(sign * d.mean()))
     if len(both) < 2:
         word = Judgement.INCONCLUSIVE
-        return SpeedComparison(metric, word, word, change, pairs=1, reason=_few(1, rules), **shown)
+        return dataclasses.replace(
+            unmeasured, judgement=word, alone=word, change=change, pairs=1, reason=_few(1, rules)
+        )
     found = interval(d)
     half = float(found.half_width(1 - _LEVEL))
     edges = sorted(float(np.expm1(sign * float(found.mean) + reach)) for reach in (-half, half))
@@ -343,7 +361,7 @@ def _speed(
     word = Judgement(str(judge(d, way, rules))) if enough else Judgement.INCONCLUSIVE
     reason = "" if enough else _few(len(both), rules)
     p = float(slowdown_p_values([float(found.mean)], [float(found.sd)], [len(both)], rules)[0])
-    return SpeedComparison(metric, word, word, change, edges[0], edges[1], len(both), p, reason=reason, **shown)
+    return SpeedComparison(metric, word, word, change, edges[0], edges[1], len(both), p, middle[0], middle[1], reason)
 
 
 def _few(pairs: int, rules: Rules) -> str:
@@ -353,7 +371,7 @@ def _few(pairs: int, rules: Rules) -> str:
 def _by_session(samples: Iterable[SampleRecord]) -> dict[int, list[SampleRecord]]:
     found: dict[int, list[SampleRecord]] = {}
     for sample in samples:
-        found.setdefault(sample.session, []).append(sample)
+        found.setdefault(sample.session if sample.pair is None else sample.pair, []).append(sample)
     return found
 
 
@@ -365,13 +383,15 @@ def _tokens(samples: Sequence[SampleRecord]) -> list[tuple[int, int]]:
     return [(sample.prompt_tokens, sample.generated_tokens) for sample in samples]
 
 
-def _perplexities(base: CellSummary, candidate: CellSummary) -> dict[str, PerplexityComparison]:
-    """The phone's graphs, over the same tokens."""
-    before = {(score.graph, score.tokens): score for score in base.on("PHONE")}
+def compare_perplexities(
+    base: Sequence[PerplexityRecord], candidate: Sequence[PerplexityRecord]
+) -> dict[str, PerplexityComparison]:
+    """Each of the phone's graphs that both sides scored, over the same tokens."""
+    before = {(score.graph, score.tokens): score for score in base if score.ground == "PHONE"}
     return {
         score.graph: compare_perplexity(_documents(before[key]), _documents(score))
-        for score in candidate.on("PHONE")
-        if (key := (score.graph, score.tokens)) in before
+        for score in candidate
+        if score.ground == "PHONE" and (key := (score.graph, score.tokens)) in before
     }
 
 
@@ -380,8 +400,8 @@ def _documents(score: PerplexityRecord) -> list[Document]:
     return [Document(tokens, nll) for tokens, nll in score.blocks] or [Document(score.tokens, score.nll_sum)]
 
 
-def _texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord]) -> TextComparison | None:
-    """The first reply to each prompt."""
+def compare_texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord]) -> TextComparison | None:
+    """The first reply to each prompt; None where no prompt was given to both."""
     sides = [{sample.prompt: _reply(sample) for sample in reversed(side)} for side in (base, candidate)]
     prompts = [prompt for prompt in dict.fromkeys(sample.prompt for sample in base) if prompt in sides[1]]
     if not prompts:

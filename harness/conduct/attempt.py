@@ -42,6 +42,8 @@ class Bench:
         host: the float model and QDQ.
         nurse: what phones are looked after with.
         leases: who gives phones out.
+        side: `base` or `candidate` of a run of A against B; else empty.
+        launcher: what starts the runner on a virtual phone, where it is not the phone's own.
     """
 
     run_id: str
@@ -54,6 +56,8 @@ class Bench:
     host: Host
     nurse: Nurse = field(default_factory=lambda: Nurse(HealthBook()))
     leases: LeaseService = field(default_factory=HostLeases)
+    side: str = ""
+    launcher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ class Attempt:
     @cached_property
     def payload(self) -> Payload:
         """The files it needs."""
-        return sim_payload(self.artifact.pte, self.artifact.reference / self.reference.tokenizer)
+        tokenizer = self.artifact.reference / self.reference.tokenizer
+        if self.bench.launcher is None:
+            return sim_payload(self.artifact.pte, tokenizer)
+        folder = self.bench.folder / "payload"
+        return sim_payload(self.artifact.pte, tokenizer, folder=folder, launcher=self.bench.launcher)
 
     @property
     def session_id(self) -> str:

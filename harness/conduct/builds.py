@@ -37,9 +37,14 @@ class BuildService:
         folder: Path,
         record: Callable[[Record], None],
         say: Callable[[str, str], None],
+        after: BuildService | None = None,
     ) -> None:
+        """
+        Args:
+            after: a service whose builds end before this one's begin.
+        """
         self._builder, self._requests, self._folder = builder, requests, folder
-        self._record, self._say = record, say
+        self._record, self._say, self._after = record, say, after
         self._thread = threading.Thread(target=self._run, name="htpfarm-builds", daemon=True)
 
     def start(self) -> None:
@@ -56,6 +61,8 @@ class BuildService:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._after is not None:
+            self._after.wait()
         try:
             for result in self._builder.build(self._requests, lambda name, e: self._say("build", words(name, e))):
                 self._settle(result)

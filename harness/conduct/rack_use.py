@@ -16,11 +16,16 @@ from harness.soc import PhoneKind
 from harness.toolchain.environment import Toolchain
 
 
-def start_rack(phones: Sequence[tuple[str, PhoneKind]], toolchain: Toolchain, state_dir: Path) -> RackState:
-    """Starts a rack, or finds it, whose runner has the toolchain's environment and keeps to one core a phone."""
+def start_rack(
+    phones: Sequence[tuple[str, PhoneKind]], toolchain: Toolchain, state_dir: Path, expose: Sequence[Path] = ()
+) -> RackState:
+    """Starts a rack, or finds it, whose runner has the toolchain's environment and keeps to one core a phone.
+
+    `expose` are host paths that runners need although they lie under /tmp, which phones have for themselves.
+    """
     locks = make_core_locks()
     runner_env = {**toolchain.environment({}), CORE_LOCKS: str(locks)}
-    return up(phones, state_dir=state_dir, runner_env=runner_env, expose=[locks])
+    return up(phones, state_dir=state_dir, runner_env=runner_env, expose=[locks, *expose])
 
 
 def arm_faults(inventory: Inventory, state: RackState) -> None:
@@ -39,7 +44,18 @@ class RackUse:
     A rack that was up before the run, as by `htpfarm rack up`, stays up after it.
     """
 
-    def __init__(self, inventory: Inventory, toolchain: Toolchain, state_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        toolchain: Toolchain,
+        state_dir: Path | None = None,
+        *,
+        expose: Sequence[Path] = (),
+    ) -> None:
+        """
+        Args:
+            expose: as in `start_rack`; of no effect on a rack that is up.
+        """
         self._state_dir = state_dir or cache_root() / "rack"
         self._descriptor = -1
         self._started = False
@@ -51,7 +67,7 @@ class RackUse:
         self._descriptor = os.open(self._state_dir / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         self._started = status(self._state_dir) is None
-        self.state = start_rack(phones, toolchain, self._state_dir)
+        self.state = start_rack(phones, toolchain, self._state_dir, expose)
         if self._started:
             arm_faults(inventory, self.state)
 

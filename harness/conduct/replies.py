@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from harness.conduct.attempt import Attempt
@@ -35,32 +36,61 @@ def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failu
     replies: list[Reply] = []
     for session, prompt in enumerate(prompts):
         attempt.say(f"prompt {session + 1}/{len(prompts)}")
-        spec = session_spec(attempt, prompt, session)
-        for retake in range(1, RETAKES + 1):
-            before = read_vitals(attempt.phone.link)
-            result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
-            _keep_logs(attempt, session, result)
-            if failure := classify(result):
-                return failure
-            after = read_vitals(attempt.phone.link)
-            if not throttled(after, attempt.phone.phone.limits):
-                break
-            attempt.say(f"{throttle_text(after)}: the sample is void")
-            if retake == RETAKES:
-                return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
-            prepare(attempt.bench.nurse, attempt.phone.phone, attempt.phone.link)
-        stats = json.loads(result.files["stats.json"].read_text(encoding="utf-8"))
-        vitals = {"before": before.record(), "after": after.record()}
-        attempt.bench.record(_sample(attempt, prompt, session, result, stats, vitals))
-        turn = stats["turns"][0]
-        replies.append((tuple(turn["prompt_tokens"]), tuple(turn["tokens"])))
+        taken = run_prompt(attempt, deployed, prompt, session)
+        if isinstance(taken, Failure):
+            return taken
+        replies.append(taken[1])
     return replies
 
 
-def session_spec(attempt: Attempt, prompt: str, session: int) -> SessionSpec:
-    """The runner's command line for one prompt."""
+def run_prompt(
+    attempt: Attempt,
+    deployed: DeployReport,
+    prompt: str,
+    session: int,
+    *,
+    pair: int | None = None,
+    new_tokens: int | None = None,
+) -> tuple[SampleRecord, Reply] | Failure:
+    """Runs one prompt in a fresh process and records the sample of it; taken again where the phone was throttled.
+
+    Args:
+        session: number of the process.
+        pair: number of the ABBA pair, in a run of A against B.
+        new_tokens: how many tokens to generate; None for the model's own.
+
+    Raises:
+        HarnessError: the phone or the connection failed.
+    """
+    spec = session_spec(attempt, prompt, session, new_tokens)
+    for retake in range(1, RETAKES + 1):
+        before = read_vitals(attempt.phone.link)
+        result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
+        _keep_logs(attempt, session, result)
+        if failure := classify(result):
+            return failure
+        after = read_vitals(attempt.phone.link)
+        if not throttled(after, attempt.phone.phone.limits):
+            break
+        attempt.say(f"{throttle_text(after)}: the sample is void")
+        if retake == RETAKES:
+            return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
+        prepare(attempt.bench.nurse, attempt.phone.phone, attempt.phone.link)
+    stats = json.loads(result.files["stats.json"].read_text(encoding="utf-8"))
+    vitals = {"before": before.record(), "after": after.record()}
+    sample = replace(_sample(attempt, prompt, session, result, stats, vitals), pair=pair)
+    attempt.bench.record(sample)
+    turn = stats["turns"][0]
+    return sample, (tuple(turn["prompt_tokens"]), tuple(turn["tokens"]))
+
+
+def session_spec(attempt: Attempt, prompt: str, session: int, new_tokens: int | None = None) -> SessionSpec:
+    """The runner's command line for one prompt; `new_tokens` is how many to generate, None for the model's own."""
     cell = attempt.cell
-    seq_len = min(cell.lengths.max_seq_len, _prompt_tokens(attempt, prompt, session) + cell.model.max_new_tokens)
+    wanted = cell.model.max_new_tokens if new_tokens is None else new_tokens
+    # The prompt's text is one of the model's, whatever the number of the session.
+    place = cell.model.prompts.index(prompt) if prompt in cell.model.prompts else session
+    seq_len = min(cell.lengths.max_seq_len, _prompt_tokens(attempt, prompt, place) + wanted)
     flags = [
         *("--model_path", attempt.payload.model, "--tokenizer_path", attempt.payload.tokenizer),
         *("--decoder_model_version", VERSIONS[cell.model.decoder]),

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness import __version__
+from harness.build import preflight
 from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
+from harness.conduct.ab import not_built, run_ab_cell
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, wait_for_artifact
 from harness.conduct.distribute import assigned_phone
@@ -22,13 +24,14 @@ from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
 from harness.conduct.real import check_real, target_of
 from harness.conduct.run_cell import run_cell
+from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
-from harness.farm.identity import AttachedPhone, survey
 from harness.farm.health import HealthBook
-from harness.inventory import Phone
+from harness.farm.identity import AttachedPhone, survey
 from harness.farm.prepare import Nurse
+from harness.inventory import Phone
 from harness.matrix import Cell
 from harness.paths import cache_root
 from harness.rack.manage import mend, status
@@ -46,6 +49,9 @@ class Options:
         evaluation: the `--eval-…` options.
         calibration: the `--calib-…` options.
         any_phone: a cell runs once on any phone of its SoC, instead of once on each.
+        strict_memory: what is likely not to compile here for lack of memory is refused, instead of warned of.
+        ab: the two sides of a run of A against B, base and candidate: environments, or folders of `.pte` files.
+        ab_tokens: tokens that a timed session of it generates; None for each model's own.
     """
 
     rack: Path
@@ -59,6 +65,9 @@ class Options:
     evaluation: EvalChoice = field(default_factory=EvalChoice)
     calibration: CalibrationChoice = MODELS_OWN
     any_phone: bool = False
+    strict_memory: bool = False
+    ab: tuple[Path, Path] | None = None
+    ab_tokens: int | None = None
 
     def choice(self) -> Choice:
         """The selections, read and checked."""
@@ -69,17 +78,30 @@ class Options:
 
 
 class Run:
-    """One process's part in a run: the plan, the phones, and running a cell."""
+    """One process's part in a run: the plan, the phones, and running a cell.
 
-    def __init__(self, options: Options, folder: Path, choice: Choice, phones: Sequence[Phone]) -> None:
+    A run of A against B is two: this one is the candidate's, and `base` the other side, with a folder in this one's.
+    """
+
+    def __init__(
+        self, options: Options, folder: Path, choice: Choice, phones: Sequence[Phone], side: Side | None = None
+    ) -> None:
         self.options, self.folder, self.choice = options, folder, choice
         self.target = target_of(phones)
-        self.toolchain: Toolchain = find_toolchain()
-        self.fingerprint = fingerprint(self.toolchain)
+        self.base: Run | None = None
+        if options.ab and side is None:
+            before, side = (read_side(*named) for named in zip((BASE, CANDIDATE), options.ab, strict=True))
+            self.base = Run(options, folder / BASE, choice, phones, before)
+        self.side = side
+        self.toolchain: Toolchain = side.toolchain if side else find_toolchain()
+        self.fingerprint = side.fingerprint if side else fingerprint(self.toolchain)
         self.planned: tuple[Planned, ...] = plan(choice, phones, self.target)
         self.live = LiveLog(folder)
-        self.writer = RecordWriter(folder)
-        given = options.pte
+        if self.base is not None:
+            self.base.live = self.live
+        self.id = f"{folder.parent.name}-{BASE}" if side and side.name == BASE else folder.name
+        self.writer = RecordWriter(folder, self.id)
+        given = self.given
         self.artifacts: dict[str, Artifact] = (
             given_artifacts(given, self.planned_cells(), self.target, self.fingerprint)
             if given
@@ -87,6 +109,11 @@ class Run:
         )
         self._attached: tuple[AttachedPhone, ...] | None = None
         self._host = Host()
+
+    @property
+    def given(self) -> Path | None:
+        """The folder of `.pte` files that were given; None where they are built."""
+        return self.side.pte if self.side else self.options.pte
 
     def planned_cells(self) -> list[Cell]:
         """The cells that run."""
@@ -99,7 +126,7 @@ class Run:
     def wait_for_artifact(self, planned: Planned) -> Artifact:
         """The cell's artifact, once the run's builder has it. Raises the build's error."""
         artifact = self.artifacts[planned.cell.id]
-        if self.options.pte is None:
+        if self.given is None:
             self.live.say("", f"{planned.cell.id}: waiting for its artifact")
             wait_for_artifact(self.folder, artifact)
         return artifact
@@ -107,34 +134,35 @@ class Run:
     def run_cell(self, planned: Planned) -> OutcomeRecord:
         """Carries a cell out; records and returns its outcome. Never raises for the cell's own failures."""
         cell = planned.cell
+        if self.base is not None and not self.options.compile_only:
+            return run_ab_cell(self.base, self, planned, assigned_phone(self.folder, cell.id))
         try:
             artifact = self.wait_for_artifact(planned)
             if self.options.compile_only:
                 outcome = OutcomeRecord(cell.id, Status.PASSED, reason="compiled; not run (--compile-only)")
             else:
-                return run_cell(self._bench(), cell, artifact, first=assigned_phone(self.folder, cell.id))
+                return run_cell(self.bench(), cell, artifact, first=assigned_phone(self.folder, cell.id))
         except HarnessError as error:
-            outcome = OutcomeRecord(
-                cell.id,
-                Status.ERROR,
-                error.failure_class,
-                f"{error.where}: {error.what}" if error.where else error.what,
-                error.remedy,
-                error.evidence,
-            )
+            outcome = not_built(cell.id, error)
         self.writer.append(outcome)
         return outcome
 
     def skip(self, planned: Planned) -> None:
         """Records that a gate skipped a cell."""
         verdict = planned.verdict
-        self.writer.append(
-            OutcomeRecord(planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy)
+        skipped = OutcomeRecord(
+            planned.cell.id, Status.SKIPPED, FailureClass.UNSUPPORTED, verdict.reason, verdict.remedy
         )
+        for side in (self, self.base):
+            if side is not None:
+                side.writer.append(skipped)
 
     def leave_out(self, planned: Planned) -> None:
         """Records that the user chose not to run a cell."""
-        self.writer.append(OutcomeRecord(planned.cell.id, Status.SKIPPED, reason="not selected (-k or a test's name)"))
+        left_out = OutcomeRecord(planned.cell.id, Status.SKIPPED, reason="not selected (-k or a test's name)")
+        for side in (self, self.base):
+            if side is not None:
+                side.writer.append(left_out)
 
     def attached(self) -> tuple[AttachedPhone, ...]:
         """The phones that answer; asked once."""
@@ -143,27 +171,44 @@ class Run:
             self._attached = found.attached
             for phone, error in found.refused:
                 self.live.say(phone.name, f"not used: {error.what}")
-        return Bench(
-            run_id=self.folder.name,
-            folder=self.folder,
         return self._attached
 
-    def _bench(self) -> Bench:
+    def bench(self) -> Bench:
+        """What cells are run with."""
+        return Bench(
+            run_id=self.id,
+            folder=self.folder,
             phones=self.attached(),
             record=self.writer.append,
             say=self.live.say,
             target=self.target,
             evaluation=self.options.evaluation,
             host=self._host,
-        )
-
-
             nurse=Nurse(
                 HealthBook(run_id=self.folder.name),
                 self.live.say,
                 lambda: mend(cache_root() / "rack"),
                 server_mark=lambda: (rack := status(cache_root() / "rack")) and rack.adb_pid,
             ),
+            side=self.side.name if self.side else "",
+            launcher=self.side.launcher if self.side else None,
+        )
+
+    def base_bench(self) -> Bench:
+        """What the base's side of a cell is run with: the same phones, its own records, runner and references."""
+        base = self.base
+        assert base is not None, "only a run of A against B has a base"
+        return replace(
+            self.bench(),
+            run_id=base.id,
+            folder=base.folder,
+            record=base.writer.append,
+            host=base._host,
+            side=BASE,
+            launcher=base.side.launcher if base.side else None,
+        )
+
+
 def check_tasks(tasks: Sequence[str], folders: Sequence[Path]) -> None:
     """Refuses lm-eval tasks that are unknown or have no data, before anything runs.
 
@@ -197,27 +242,28 @@ class FirstProcess:
         check_tasks(options.evaluation.tasks, options.evaluation.task_folders)
         check_tasks(choice.calibration.tasks, choice.calibration.task_folders)
         self._rack: RackUse | None = None
-        self._builds: BuildService | None = None
+        self._builds: list[BuildService] = []
         if dry:
             phones = [phone for phone in choice.inventory.phones if phone.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
             return
         check_real(choice.inventory.phones)
+        if options.ab and options.pte:
+            raise ConfigError(
+                "--ab and --pte exclude each other", where="command line", remedy="name the folder in --ab"
+            )
         check_disk(options.reports, needed=64 << 20)
         toolchain = find_toolchain()
-        self._rack = RackUse(choice.inventory, toolchain)
+        self._rack = RackUse(choice.inventory, toolchain, expose=[place.absolute() for place in options.ab or ()])
         try:
             self.run = self._prepare(options, choice)
         except BaseException:
             self._rack.close()
             raise
-        requests = [
-            Request(p.cell, self.run.target, self.run.artifacts[p.cell.id], choice.calibration)
-            for p in self.run.planned
-            if p.verdict.run and options.pte is None
-        ]
-        builder = Builder(toolchain, self.run.folder / "build-logs")
-        self._builds = BuildService(builder, requests, self.run.folder, self.run.writer.append, self.run.live.say)
+        for side in (self.run.base, self.run):
+            if side is not None:
+                # One after the other: two builds at once may not fit into memory.
+                self._builds.append(_build_service(side, after=self._builds[-1] if self._builds else None))
 
     def _prepare(self, options: Options, choice: Choice) -> Run:
         phones = self._probe(choice)
@@ -231,20 +277,25 @@ class FirstProcess:
                 where=f"{options.rack}: --socs {options.socs}",
                 remedy="see `htpfarm devices`",
             )
-        if options.pte is None and not all(artifact.ready for artifact in run.artifacts.values()):
-            check_disk(cache_root())
-        _record_plan(run)
+        for side in (run.base, run):
+            if side is None:
+                continue
+            side.folder.mkdir(exist_ok=True)
+            if side.given is None and not all(artifact.ready for artifact in side.artifacts.values()):
+                check_disk(cache_root())
+                _preflight(side)
+            _record_plan(side)
         return run
 
     def start(self) -> None:
         """Starts building."""
-        if self._builds:
-            self._builds.start()
+        for service in self._builds:
+            service.start()
 
     def close(self) -> None:
         """Ends what the run started."""
-        if self._builds:
-            self._builds.stop()
+        for service in self._builds:
+            service.stop()
         if self._rack:
             self._rack.close()
 
@@ -268,10 +319,20 @@ class FirstProcess:
         return phones
 
 
+def _build_service(run: Run, after: BuildService | None) -> BuildService:
+    requests = [
+        Request(p.cell, run.target, run.artifacts[p.cell.id], run.choice.calibration)
+        for p in run.planned
+        if p.verdict.run and run.given is None
+    ]
+    builder = Builder(run.toolchain, run.folder / "build-logs")
+    return BuildService(builder, requests, run.folder, run.writer.append, run.live.say, after)
+
+
 def _record_plan(run: Run) -> None:
     run.writer.append(
         RunInfo(
-            run.folder.name,
+            run.id,
             utc_now(),
             tuple(sys.argv),
             platform.node(),
@@ -283,3 +344,17 @@ def _record_plan(run: Run) -> None:
     )
     for planned in run.planned:
         run.writer.append(plan_entry(planned.cell, planned.verdict))
+
+
+def _preflight(run: Run) -> None:
+    """Says what the builds are likely to fail of.
+
+    Raises:
+        EnvError: there is something, and `--strict-memory`.
+    """
+    cells = [p.cell for p in run.planned if p.verdict.run and not run.artifacts[p.cell.id].ready]
+    found = preflight.concerns(cells, preflight.available_mb())
+    if run.options.strict_memory:
+        preflight.refuse(found)
+    for concern in found:
+        run.live.say("build", f"likely to fail: {concern}")

@@ -49,21 +49,22 @@ class Payload:
     tokenizer: str
 
 
-def sim_payload(pte: Path, tokenizer: Path, *, folder: Path | None = None) -> Payload:
+def sim_payload(pte: Path, tokenizer: Path, *, folder: Path | None = None, launcher: str = LAUNCHER) -> Payload:
     """For a virtual phone: a launcher in place of the runner, no libraries.
 
     Args:
         pte: the model, built for the simulator.
         tokenizer: its tokenizer.
         folder: where the launcher is written; in the user's cache if None.
+        launcher: another script than the one that starts the phone's own runner; with a folder of its own.
 
     Raises:
         ConfigError: a file is missing.
     """
     place = (folder or cache_root() / "payload") / RUNNER
-    if not place.is_file() or place.read_text() != LAUNCHER:
+    if not place.is_file() or place.read_text() != launcher:
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, LAUNCHER)
+        write_atomically(place, launcher)
     return _payload([PayloadFile(place, RUNNER, executable=True)], pte, tokenizer)
 
 

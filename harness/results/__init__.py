@@ -3,6 +3,7 @@
 from harness.results.records import (
     ArtifactRecord,
     CheckRecord,
+    ComparisonRecord,
     DeployRecord,
     OutcomeRecord,
     PerplexityRecord,
@@ -22,6 +23,7 @@ from harness.results.store import RecordWriter, RunData, load_run, new_run_folde
 __all__ = [
     "ArtifactRecord",
     "CheckRecord",
+    "ComparisonRecord",
     "DeployRecord",
     "OutcomeRecord",
     "PerplexityRecord",

@@ -174,6 +174,7 @@ class SampleRecord(Record):
         attempt: which try of the cell, from 1, counted on when a run is resumed; a summary takes the last one's.
         decode_steps: executions of the decode graph; fewer than `generated_tokens` in lookahead.
         accepted_tokens: tokens that came from verified n-grams, in lookahead; None in other modes.
+        pair: number of the ABBA pair in a run of A against B; None of other samples.
     """
 
     kind: ClassVar[str] = "sample"
@@ -197,6 +198,7 @@ class SampleRecord(Record):
     attempt: int = 1
     decode_steps: int | None = None
     accepted_tokens: int | None = None
+    pair: int | None = None
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,40 @@ class CheckRecord(Record):
 
 
 @dataclass(frozen=True)
+class ComparisonRecord(Record):
+    """One metric of a cell against the base's, in a run of A against B; see `harness.verdicts`.
+
+    Attributes:
+        cell: the cell's id.
+        base_run: the base's run id.
+        phone: name of the phone both ran on.
+        metric: as `decode_tok_s`, or `token_ppl[kv]`.
+        judgement: by its own pairs or documents; `htpfarm gate` controls false discoveries over all.
+        change: candidate / base − 1; None when INVALID.
+        lower, upper: its two-sided 90% interval.
+        pairs: ABBA pairs, or blocks of the text.
+        p: p-value of a slowdown.
+        base, candidate: medians over sessions.
+        reason: why it is INVALID or INCONCLUSIVE.
+    """
+
+    kind: ClassVar[str] = "comparison"
+    cell: str
+    base_run: str
+    phone: str
+    metric: str
+    judgement: str
+    change: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    pairs: int = 0
+    p: float = 1.0
+    base: float | None = None
+    candidate: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class OutcomeRecord(Record):
     """How a cell ended; the last one of a cell counts.
 
@@ -397,6 +433,7 @@ KINDS: Mapping[str, type[Record]] = {
         TtftRecord,
         TaskRecord,
         CheckRecord,
+        ComparisonRecord,
         OutcomeRecord,
     )
 }

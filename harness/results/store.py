@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +16,7 @@ from harness.errors import ConfigError
 from harness.results.records import (
     ArtifactRecord,
     CheckRecord,
+    ComparisonRecord,
     DeployRecord,
     Entry,
     OutcomeRecord,
@@ -62,13 +63,14 @@ class RecordWriter:
     process left half written is moved to `records.torn`, and the next line starts on its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str | None = None) -> None:
         """
         Args:
-            folder: the run's folder; made if missing. Its name is the run's id.
+            folder: the run's folder; made if missing.
+            run: the run's id; None for the folder's name.
         """
         self.folder = folder
-        self.run = folder.resolve().name
+        self.run = run or folder.resolve().name
         self.path = folder / RECORDS
 
     def append(self, record: Record) -> None:
@@ -193,7 +195,7 @@ class RunData:
         resumed: how it was started again, each time.
         plan: the planned cells in the order planned; of one planned again, the last.
         artifacts: cell id → the last artifact.
-        deploys, samples, perplexities, ttfts, tasks, checks: cell id → all of them, in the order written.
+        deploys, samples, perplexities, ttfts, tasks, checks, comparisons: cell id → all of them, in the order written.
         outcomes: cell id → the last outcome.
         raw: the lines that were not understood.
         last_time: when the last record was written, ISO UTC.
@@ -212,6 +214,7 @@ class RunData:
     outcomes: dict[str, OutcomeRecord]
     raw: tuple[RawRecord, ...] = ()
     last_time: str = ""
+    comparisons: dict[str, tuple[ComparisonRecord, ...]] = field(default_factory=dict)
 
 
 def load_run(folder: Path) -> RunData:
@@ -252,6 +255,7 @@ def run_data(entries: Sequence[Entry], where: str) -> RunData:
         outcomes={record.cell: record for record in _of(records, OutcomeRecord)},
         raw=tuple(_of(records, RawRecord)),
         last_time=times[-1] if times else "",
+        comparisons=_by_cell((record.cell, record) for record in _of(records, ComparisonRecord)),
     )
 
 

@@ -32,12 +32,14 @@ class Toolchain:
         executorch_version: its version, with the git revision it states.
         qnn: the libraries.
         python_path: folders for `PYTHONPATH` (this repository, and the mends that apply).
+        python: the interpreter that builds and, on virtual phones, runs.
     """
 
     executorch: Path
     executorch_version: str
     qnn: QnnLibraries
     python_path: tuple[Path, ...]
+    python: Path = Path(sys.executable)
 
     def exports(self) -> dict[str, str]:
         """The variables that make ExecuTorch's own programs work with this toolchain; nothing else is needed."""

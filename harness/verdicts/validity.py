@@ -41,9 +41,9 @@ def invalid_reasons(
     ]
     if throttled:
         found.append(f"throttled in {', '.join(sorted(throttled))}")
-    counts = {*base_tokens, *candidate_tokens}
     if not base_tokens or not candidate_tokens:
         found.append("nothing was measured on one side")
-    elif len(counts) > 1:
-        found.append("token counts differ: " + ", ".join(f"{prompt} in, {out} out" for prompt, out in sorted(counts)))
+    elif sorted(base_tokens) != sorted(candidate_tokens):
+        counts = sorted({*base_tokens, *candidate_tokens})
+        found.append("token counts differ: " + ", ".join(f"{prompt} in, {out} out" for prompt, out in counts))
     return found
