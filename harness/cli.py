@@ -26,6 +26,7 @@ from harness.export import cli as export_cli
 from harness.history import cli as history_cli
 from harness.paths import REPOSITORY, cache_root
 from harness.rack import fault_cli
+from harness.watch import cli as watch_cli
 
 if TYPE_CHECKING:
     from harness.target import Target
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     compatibility_cli.add_arguments(add("matrix", compatibility_cli.run, [], compatibility_cli.TEXT))
     history_cli.add_parser(verbs, common)
     compare_cli.add_parser(verbs, common)
+    watch_cli.add_arguments(add("watch", watch_cli.run, [], watch_cli.TEXT))
     export_cli.add_arguments(add("report", export_cli.run, [], export_cli.TEXT))
     return parser
 

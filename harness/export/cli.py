@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--pytorch", type=Path, metavar="FILE", help="PyTorch's benchmark records v3, JSON")
     parser.add_argument("--prometheus", type=Path, metavar="FILE", help="Prometheus's text format")
-    parser.add_argument(
-        "--history", metavar="URL", help="whose past runs to draw; default: $HTPFARM_HISTORY, reports/"
-    )
+    parser.add_argument("--history", metavar="URL", help="whose past runs to draw; default: $HTPFARM_HISTORY, reports/")
 
 
 def run(arguments: argparse.Namespace) -> int:
