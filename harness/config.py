@@ -94,6 +94,8 @@ def _parse(path: Path) -> tuple[yaml.Node, Any]:
         mark = error.problem_mark or error.context_mark
         what = ": ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"not valid YAML: {what}", where=f"{path}:{mark.line + 1}" if mark else str(path)) from error
+    except RecursionError:
+        raise ConfigError("lists and maps lie too deep in each other", where=str(path)) from None
     except (yaml.YAMLError, ValueError) as error:  # a control character; a date such as 2026-13-45
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
 

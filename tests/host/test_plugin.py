@@ -88,7 +88,7 @@ def test_a_broken_inventory_is_refused_by_file_and_line(tmp_path: Path) -> None:
     ("phones", "words"),
     [
         ("  - {name: lab, serial: R3CX40ABCDE, soc: SM8650}\n", "--build-folder build-android"),
-        ("  - {name: lab, serial: R3CX40ABCDE}\n  - {name: one, virtual: galaxy_s24}\n", "(lab) and virtual ones (one)"),
+        ("  - {name: lab, serial: R3CX40ABCDE}\n  - {name: v, virtual: galaxy_s24}\n", "(lab) and virtual ones (v)"),
     ],
 )
 def test_real_phones_need_a_build_folder_and_a_run_of_their_own(tmp_path: Path, phones: str, words: str) -> None:
