@@ -1,5 +1,6 @@
 """Records of a run, what they come to, and the reports made of them. Importing it loads neither rich nor jinja."""
 
+from harness.results.frame import read_frame
 from harness.results.records import (
     ArtifactRecord,
     CheckRecord,
@@ -41,6 +42,7 @@ __all__ = [
     "new_run_folder",
     "new_run_id",
     "plan_entry",
+    "read_frame",
     "read_records",
     "utc_now",
 ]
