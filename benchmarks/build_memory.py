@@ -4,8 +4,8 @@
 
 Random weights in a shape like Llama's, 16-bit KV cache, contexts of 128 and 256. Measured is what the worker and its
 children take together, at the most (proportional share, so that what they share counts once), as the builder's own
-limit counts it. Last it fits the coefficients of the estimate; `harness/build/preflight.py` holds those of
-the run in the README. Exit status 1 if an estimate is more than a quarter off. Some minutes a model; compiles nothing
+limit counts it. Last it fits the estimate's coefficients to these alone; `harness/build/preflight.py` holds those of the
+run in the README and SmolLM2-135M's compile together. Exit status 1 if an estimate is more than a quarter off. Some minutes a model; compiles nothing
 twice in one run and keeps nothing.
 """
 
@@ -102,17 +102,17 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     results = []
-    for name in arguments.sizes.split(","):
-        with tempfile.TemporaryDirectory(prefix="htpfarm-memory-") as folder:
-            os.environ["HTPFARM_CACHE"] = f"{folder}/cache"
-            results.append(measure(name, Path(folder)))
-        one = results[-1]
-        print(
-            f"{one.name:<14}{one.modes:<8}{one.weights / 1e6:>7.1f} M weights  measured {one.peak_mb:>6.0f} MB  "
-            f"estimated {one.estimated_mb:>6.0f} MB ({one.off:+.0%})  {one.seconds:.0f} s",
-            file=sys.stderr if arguments.json else sys.stdout,
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory(prefix="htpfarm-memory-") as folder:
+        os.environ["HTPFARM_CACHE"] = f"{folder}/cache"
+        for name in arguments.sizes.split(","):
+            one = measure(name, Path(folder))
+            results.append(one)
+            print(
+                f"{one.name:<14}{one.modes:<8}{one.weights / 1e6:>7.1f} M weights  measured {one.peak_mb:>6.0f} MB  "
+                f"estimated {one.estimated_mb:>6.0f} MB ({one.off:+.0%})  {one.seconds:.0f} s",
+                file=sys.stderr if arguments.json else sys.stdout,
+                flush=True,
+            )
     rows = np.array([one.features for one in results])
     peaks = np.array([one.peak_mb for one in results])
     # Relative errors count, not megabytes: each row is divided by its peak.
