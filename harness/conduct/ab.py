@@ -7,6 +7,7 @@ The base's records go to the folder `base` in the run's; the run's own are the c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -14,13 +15,17 @@ from typing import TYPE_CHECKING
 from harness.build.cache import Artifact
 from harness.compare.runs import SpeedComparison, compare_perplexities, compare_speeds, compare_texts
 from harness.conduct.attempt import Attempt, Bench
+from harness.conduct.real import real_payload, run_real_prompt
 from harness.conduct.replies import run_prompt
 from harness.conduct.run_attempt import run_attempt
 from harness.conduct.run_cell import run_cell
 from harness.errors import FailureClass, HarnessError
+from harness.farm.awake import kept_awake
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
+from harness.farm.payload import Payload
 from harness.results.records import ComparisonRecord, OutcomeRecord, PerplexityRecord, Record, SampleRecord, Status
+from harness.target import Target
 from harness.verdicts import RULES, Judgement, PerplexityComparison, Rules, abba
 
 if TYPE_CHECKING:
@@ -116,20 +121,26 @@ def measure_pairs(
     Raises:
         HarnessError: the phone or the connection failed.
     """
-    deployed = [deploy(side.phone.link, side.payload.files) for side in sides]
+    link = sides[0].phone.link
+    real = sides[0].bench.target is Target.ANDROID
+    payloads = [real_payload(side, side.cell.soc) if real else side.payload for side in sides]
+    deployed = [deploy(link, payload.files) for payload in payloads]
     samples: tuple[list[SampleRecord], list[SampleRecord]] = ([], [])
     found: tuple[SpeedComparison, ...] = ()
-    for start, count in ((0, rules.first), (rules.first, rules.more)):
-        for pair, order in enumerate(abba(count, start), start=start):
-            for name in order:
-                number = 0 if name == "A" else 1
-                taken = _session(sides[number], deployed[number], pair, count + start, new_tokens)
-                if isinstance(taken, Failure):
-                    return taken
-                samples[number].append(taken)
-        found = compare_speeds(samples[0], samples[1], rules=rules)
-        if all(speed.alone in (Judgement.OK, Judgement.IMPROVED, Judgement.INVALID) for speed in found):
-            break
+    with kept_awake(link) if real else nullcontext():
+        for start, count in ((0, rules.first), (rules.first, rules.more)):
+            for pair, order in enumerate(abba(count, start), start=start):
+                for name in order:
+                    number = 0 if name == "A" else 1
+                    side = sides[number]
+                    side.say(f"{side.bench.side}, pair {pair + 1}/{start + count}")
+                    taken = _session(side, payloads[number], deployed[number], pair, new_tokens)
+                    if isinstance(taken, Failure):
+                        return taken
+                    samples[number].append(taken)
+            found = compare_speeds(samples[0], samples[1], rules=rules)
+            if all(speed.alone in (Judgement.OK, Judgement.IMPROVED, Judgement.INVALID) for speed in found):
+                break
     return found
 
 
@@ -175,11 +186,12 @@ def _outcome(attempt: Attempt, failed: Failure | None) -> OutcomeRecord:
 
 
 def _session(
-    side: Attempt, deployed: DeployReport, pair: int, pairs: int, new_tokens: int | None
+    side: Attempt, payload: Payload, deployed: DeployReport, pair: int, new_tokens: int | None
 ) -> SampleRecord | Failure:
-    side.say(f"{'base' if side.bench.side == 'base' else 'candidate'}, pair {pair + 1}/{pairs}")
-    prompt = side.cell.model.prompts[0]
-    taken = run_prompt(side, deployed, prompt, FIRST_SESSION + pair, pair=pair, new_tokens=new_tokens)
+    prompt, number = side.cell.model.prompts[0], FIRST_SESSION + pair
+    if side.bench.target is Target.ANDROID:
+        return run_real_prompt(side, payload, deployed, prompt, number, pair=pair, new_tokens=new_tokens)
+    taken = run_prompt(side, deployed, prompt, number, pair=pair, new_tokens=new_tokens)
     return taken if isinstance(taken, Failure) else taken[0]
 
 

@@ -115,8 +115,9 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     with kept_awake(link):
         for number, prompt in enumerate(cell.model.prompts):
             attempt.say(f"prompt {number + 1}/{len(cell.model.prompts)}")
-            if failure := _prompt(attempt, payload, deployed, prompt, number):
-                return failure
+            taken = run_real_prompt(attempt, payload, deployed, prompt, number)
+            if isinstance(taken, Failure):
+                return taken
         if cell.mode is Mode.LOOKAHEAD:
             return None  # its decode graph takes guesses, and cannot score token by token
         checks = _accuracy(attempt, payload, deployed, read_info(attempt.artifact.pte))
@@ -125,10 +126,13 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     return verdict(checks)
 
 
-def prompt_spec(attempt: Attempt, payload: Payload, prompt: str, number: int) -> SessionSpec:
-    """The stock runner's command line for one prompt."""
+def prompt_spec(
+    attempt: Attempt, payload: Payload, prompt: str, number: int, new_tokens: int | None = None
+) -> SessionSpec:
+    """The stock runner's command line for one prompt; `new_tokens`: how many to generate, None for the model's own."""
     cell = attempt.cell
-    seq_len = min(cell.lengths.max_seq_len, len(_fed(attempt, prompt)) + cell.model.max_new_tokens)
+    wanted = cell.model.max_new_tokens if new_tokens is None else new_tokens
+    seq_len = min(cell.lengths.max_seq_len, len(_fed(attempt, prompt)) + wanted)
     system = ("--system_prompt", cell.model.system_prompt) if cell.model.system_prompt else ()
     flags = (
         *("--model_path", payload.model, "--tokenizer_path", payload.tokenizer),
@@ -150,11 +154,30 @@ def _fed(attempt: Attempt, prompt: str) -> list[int]:
     return list(attempt.tokenizer.encode(text, bos=True))
 
 
-def _prompt(attempt: Attempt, payload: Payload, deployed: DeployReport, prompt: str, number: int) -> Failure | None:
+def run_real_prompt(
+    attempt: Attempt,
+    payload: Payload,
+    deployed: DeployReport,
+    prompt: str,
+    number: int,
+    *,
+    pair: int | None = None,
+    new_tokens: int | None = None,
+) -> SampleRecord | Failure:
+    """Runs one prompt in a fresh process and records the sample of it; taken again where the phone was throttled.
+
+    Args:
+        number: of the process.
+        pair: number of the ABBA pair, in a run of A against B.
+        new_tokens: how many tokens to generate at most; None for the model's own.
+
+    Raises:
+        HarnessError: the phone or the connection failed.
+    """
     phone, into = attempt.phone, attempt.folder(number)
     for retake in range(1, RETAKES + 1):
         before = read_vitals(phone.link)
-        result = run_session(phone.link, deployed, prompt_spec(attempt, payload, prompt, number), into)
+        result = run_session(phone.link, deployed, prompt_spec(attempt, payload, prompt, number, new_tokens), into)
         into.mkdir(parents=True, exist_ok=True)
         for name, text in (("stdout", result.stdout), ("stderr", result.stderr), ("command", result.command)):
             (into / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -169,28 +192,28 @@ def _prompt(attempt: Attempt, payload: Payload, deployed: DeployReport, prompt: 
         prepare(attempt.bench.nurse, phone.phone, phone.link)
     observer = result.observer
     assert observer is not None, "classify() refuses a session without one"
-    attempt.bench.record(
-        SampleRecord(
-            cell=attempt.cell.id,
-            phone=phone.phone.name,
-            serial=phone.identity.serial,
-            soc=attempt.cell.soc.name,
-            target=Target.ANDROID,
-            session=number,
-            prompt=prompt,
-            prompt_tokens=observer.prompt_tokens,
-            generated_tokens=observer.generated_tokens,
-            text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
-            load_ms=observer.load_ms,
-            ttft_ms=observer.ttft_ms,
-            prefill_tok_s=observer.prefill_tok_s,
-            decode_tok_s=observer.decode_tok_s,
-            settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": False},
-            raw={**vars(observer), "vitals": {"before": before.record(), "after": after.record()}},
-            attempt=attempt.number,
-        )
+    sample = SampleRecord(
+        cell=attempt.cell.id,
+        phone=phone.phone.name,
+        serial=phone.identity.serial,
+        soc=attempt.cell.soc.name,
+        target=Target.ANDROID,
+        session=number,
+        prompt=prompt,
+        prompt_tokens=observer.prompt_tokens,
+        generated_tokens=observer.generated_tokens,
+        text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
+        load_ms=observer.load_ms,
+        ttft_ms=observer.ttft_ms,
+        prefill_tok_s=observer.prefill_tok_s,
+        decode_tok_s=observer.decode_tok_s,
+        settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": False},
+        raw={**vars(observer), "vitals": {"before": before.record(), "after": after.record()}},
+        attempt=attempt.number,
+        pair=pair,
     )
-    return None
+    attempt.bench.record(sample)
+    return sample
 
 
 def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: ProgramInfo) -> tuple[CheckRecord, ...]:

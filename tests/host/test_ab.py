@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import subprocess
 import sys
 import venv
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from harness.inventory import load_inventory
 from harness.matrix import cells
 from harness.model_file import Mode
 from harness.models import load_models
-from harness.paths import MODELS
+from harness.paths import MODELS, REPOSITORY, cache_root
 from harness.results import Record, SampleRecord, load_run
 from harness.results.records import ComparisonRecord, encode
 from harness.soc import find_soc
@@ -238,54 +238,15 @@ def given(tiny_artifacts: dict[str, Artifact], tmp_path_factory: pytest.TempPath
     return folder
 
 
-SLOW_BINDINGS = '''
-"""A copied ExecuTorch whose runner is slower on purpose: each execution takes {factor} times as long."""
-import importlib.machinery, importlib.util, pathlib, time
-
-_place = next(pathlib.Path({folder!r}).glob("_C.*.so"))
-_loader = importlib.machinery.ExtensionFileLoader("executorch.extension.pybindings._C", str(_place))
-_spec = importlib.util.spec_from_file_location("executorch.extension.pybindings._C", _place, loader=_loader)
-_real = importlib.util.module_from_spec(_spec)
-_loader.exec_module(_real)
-
-
-class _Program:
-    def __init__(self, program):
-        self._program = program
-
-    def load_method(self, name):
-        method = self._program.load_method(name)
-
-        def call(*arguments):
-            start = time.perf_counter()
-            outputs = method(*arguments)
-            time.sleep(({factor} - 1) * (time.perf_counter() - start))
-            return outputs
-
-        return call
-
-
-def _load_program(path):
-    return _Program(_real._load_program(path))
-
-
-def __getattr__(name):
-    return getattr(_real, name)
-'''
-
-
 def slowed_environment(folder: Path, factor: float) -> Path:
-    """An environment with this one's packages and a copy of ExecuTorch (links) whose bindings are slower."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
-    installed = find_toolchain().executorch
-    (site / "this.pth").write_text(f"{installed.parent}\n")
-    subprocess.run(["cp", "-rs", str(installed), str(site / "executorch")], check=True, timeout=300)
-    bindings = site / "executorch" / "extension" / "pybindings"
-    for library in bindings.glob("_C.*.so"):
-        library.unlink()
-    text = SLOW_BINDINGS.format(factor=factor, folder=str(installed / "extension" / "pybindings"))
-    (bindings / "_C.py").write_text(text)
+    """An environment with this one's packages and a copy of ExecuTorch whose bindings are slower."""
+    path = REPOSITORY / "benchmarks" / "ab_rack.py"
+    spec = importlib.util.spec_from_file_location("ab_rack", path)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    bench.make_slow(bench.copied_environment(folder), factor)
     return folder
 
 
@@ -322,8 +283,6 @@ def test_a_candidate_whose_runner_is_slower_on_purpose_is_caught(
     slow = slowed_environment(tmp_path / "slow", 1.6)
     cache = tmp_path / "cache"
     cache.mkdir()
-    from harness.paths import cache_root
-
     for name in ("artifacts", "references"):
         (cache / name).symlink_to(cache_root() / name)
     arguments = ["--rack", str(rack), "--modes", "kv", "--reports", str(reports), "--ab-tokens", "8"]
