@@ -4,9 +4,9 @@
 
 Random weights in a shape like Llama's, 16-bit KV cache, contexts of 128 and 256. Measured is what the worker and its
 children take together, at the most (proportional share, so that what they share counts once), as the builder's own
-limit counts it. Last it fits the estimate's coefficients to these alone; `harness/build/preflight.py` holds those of the
-run in the README and SmolLM2-135M's compile together. Exit status 1 if an estimate is more than a quarter off. Some minutes a model; compiles nothing
-twice in one run and keeps nothing.
+limit counts it. Last it fits the estimate's coefficients to these alone; `harness/build/preflight.py` holds those of
+the run in the README and of SmolLM2-135M's compile together. Exit status 1 if an estimate is more than a quarter off.
+Some minutes a model; keeps nothing.
 """
 
 from __future__ import annotations
