@@ -28,6 +28,8 @@ from harness.conduct.plan import (
     split_names,
 )
 from harness.conduct.real import BUILD_FOLDER
+from harness.conduct.resume import Resumed
+from harness.conduct.screen import PhoneScreen, can_show, is_notable
 from harness.conduct.session import FirstProcess, Options, Run, join_run
 from harness.errors import ConfigError, HarnessError
 from harness.evaluate.choice import EvalChoice
@@ -43,15 +45,18 @@ if TYPE_CHECKING:
 
     from harness.compare.gate import GateResult
 
+_GROUP = "htpfarm"
 _FIRST = pytest.StashKey[FirstProcess]()
 _RUN = pytest.StashKey[Run]()
 _FOLLOWER = pytest.StashKey[Follower]()
+_SCREEN = pytest.StashKey[PhoneScreen]()
 _WORKER_INPUT = "htpfarm_run"
+_WORKER_RESUMED = "htpfarm_resumed"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of `pytest -m device`."""
-    group = parser.getgroup("htpfarm", "cells on phones (pytest -m device)")
+    group = parser.getgroup(_GROUP, "cells on phones (pytest -m device)")
     group.addoption("--rack", type=Path, default=REPOSITORY / "devices.yaml", help="inventory (devices.yaml)")
     group.addoption("--models", default=DEFAULT_MODELS, help=f"names, comma-separated, or all ({DEFAULT_MODELS})")
     group.addoption("--modes", default=None, help="kv,hybrid,lookahead or all (each model's own)")
@@ -72,6 +77,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
     )
+    group.addoption(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with an interrupted run, in its folder, with its options: cells with an outcome are left out",
+    )
+    group.addoption("--plain", action="store_true", help="plain lines of progress, also in a terminal")
     group.addoption("--compile-only", action="store_true", help="stop after compiling")
     for name, text in LENGTH_OPTIONS.items():
         group.addoption(option(name), type=int, default=None, metavar="N", help=f"{text} (each model's own)")
@@ -112,6 +124,7 @@ def _options(config: pytest.Config) -> Options:
         ab=tuple(place.absolute() for place in get("ab")) if get("ab") else None,
         ab_tokens=get("ab_tokens"),
         any_phone=get("any_phone"),
+        resume=get("resume"),
         reports=get("reports"),
         lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
         evaluation=EvalChoice(
@@ -143,8 +156,11 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if worker_input is not None:
             _die_with_controller()
-            config.stash[_RUN] = join_run(_options(config), Path(worker_input[_WORKER_INPUT]))
+            before = Resumed.from_data(worker_input[_WORKER_RESUMED])
+            config.stash[_RUN] = join_run(_options(config), Path(worker_input[_WORKER_INPUT]), before)
             return
+        if config.option.resume is not None:
+            _restore_options(config, config.option.resume)
         if config.option.pte is not None and config.option.compile_only:
             raise ConfigError("--pte and --compile-only exclude each other", where="command line")
         first = FirstProcess(_options(config), dry=config.option.collectonly)
@@ -153,7 +169,26 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.exit.Exception(f"{error.failure_class}: {error}", returncode=code) from None
     config.stash[_FIRST], config.stash[_RUN] = first, first.run
     if not config.option.collectonly:
-        config.stash[_FOLLOWER] = Follower(first.run.live, lambda line: _show(config, line))
+        screen = _screen(config, first.run.folder)
+        if screen is not None:
+            config.stash[_SCREEN] = screen
+        config.stash[_FOLLOWER] = Follower(
+            first.run.live, lambda line: _show(config, line) if screen is None or is_notable(line) else None
+        )
+
+
+def _restore_options(config: pytest.Config, folder: Path) -> None:
+    """Our options that are not given again are those of the run to go on with: its first record has its command.
+
+    Raises:
+        ConfigError: the folder has no records.
+    """
+    command = load_run(folder).run.command
+    recorded, plain = (config._parser.parse_known_args(list(words)) for words in (command[1:], ()))
+    own = [option.dest for group in config._parser._groups if group.name == _GROUP for option in group.options]
+    for name in own:
+        if name not in ("resume", "reports") and getattr(config.option, name) == getattr(plain, name):
+            setattr(config.option, name, getattr(recorded, name))
 
 
 def _die_with_controller() -> None:
@@ -162,6 +197,14 @@ def _die_with_controller() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if os.getppid() == 1:
         os._exit(3)
+
+
+def _screen(config: pytest.Config, folder: Path) -> PhoneScreen | None:
+    """The view of phones at the foot of a terminal; None where plain lines are shown instead."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or config.option.plain or not can_show(reporter._tw._file):
+        return None
+    return PhoneScreen(reporter._tw, folder)
 
 
 def _show(config: pytest.Config, line: str) -> None:
@@ -181,6 +224,7 @@ def pytest_configure_node(node: WorkerController) -> None:
     """xdist: tells a worker where the run is."""
     if _RUN in node.config.stash:
         node.workerinput[_WORKER_INPUT] = str(node.config.stash[_RUN].folder)
+        node.workerinput[_WORKER_RESUMED] = node.config.stash[_RUN].resumed.to_data()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -219,6 +263,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     stash = session.config.stash
     if _FOLLOWER in stash:
         stash[_FOLLOWER].start()
+        if _SCREEN in stash:
+            stash[_SCREEN].start()
         stash[_FIRST].start()
 
 
@@ -230,6 +276,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("planned", cells, ids=[planned.cell.id for planned in cells], scope="session")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Takes out the cells that a resumed run has done."""
+    run = config.stash.get(_RUN, None)
+    if run is None or not run.resumed.done:
+        return
+    done = [item for item in items if _cell_of(item) in run.resumed.done]
+    if done:
+        items[:] = [item for item in items if item not in set(done)]
+        config.hook.pytest_deselected(items=done)
+
+
+def _cell_of(item: pytest.Item) -> str | None:
+    """The id of the cell that a test runs; None of another test."""
+    planned: Planned | None = getattr(getattr(item, "callspec", None), "params", {}).get("planned")
+    return planned.cell.id if planned else None
+
+
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Records cells that `-k` leaves out, so that the report does not call them missing."""
     for item in items:
@@ -237,8 +300,11 @@ def pytest_deselected(items: Sequence[pytest.Item]) -> None:
         if run is None or item.config.option.collectonly or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
             continue
         callspec = getattr(item, "callspec", None)
-        if callspec is not None and "planned" in callspec.params:
-            run.leave_out(callspec.params["planned"])
+        if callspec is None or "planned" not in callspec.params:
+            continue
+        planned = callspec.params["planned"]
+        if planned.cell.id not in run.resumed.done:
+            run.leave_out(planned)
 
 
 @pytest.fixture
@@ -278,6 +344,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             stash[_FIRST].close()
         if _FOLLOWER in stash:
             stash[_FOLLOWER].stop()
+            if _SCREEN in stash:
+                stash[_SCREEN].stop()
             folder = stash[_RUN].folder
             write_reports(folder)
             judged = _judged(folder)
@@ -287,6 +355,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
                 session.exitstatus = status
             if status and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
                 session.exitstatus = status
+            if stash[_RUN].resumed.done and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+                session.exitstatus = status  # all of it was done
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Bench:
         host: the float model and QDQ.
         nurse: what phones are looked after with.
         leases: who gives phones out.
+        attempts_before: cell id → its tries before the run was interrupted; the next is counted on.
         side: `base` or `candidate` of a run of A against B; else empty.
         launcher: what starts the runner on a virtual phone, where it is not the phone's own.
     """
@@ -56,6 +57,7 @@ class Bench:
     host: Host
     nurse: Nurse = field(default_factory=lambda: Nurse(HealthBook()))
     leases: LeaseService = field(default_factory=HostLeases)
+    attempts_before: Mapping[str, int] = field(default_factory=dict)
     side: str = ""
     launcher: str | None = None
 

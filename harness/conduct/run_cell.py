@@ -48,7 +48,7 @@ def run_cell(
     avoid: list[str] = []
     evidence_path: str | None = None
     while True:
-        attempt = len(failures) + 1
+        attempt = bench.attempts_before.get(cell.id, 0) + len(failures) + 1
         phone: AttachedPhone | None = None
         try:
             candidates = fitting(bench.phones, cell, avoid, first, bench.nurse.book)

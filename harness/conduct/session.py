@@ -17,12 +17,13 @@ from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.ab import not_built, run_ab_cell
 from harness.conduct.attempt import Bench
-from harness.conduct.builds import BuildService, wait_for_artifact
+from harness.conduct.builds import BuildService, build_file, wait_for_artifact
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
 from harness.conduct.real import check_real, target_of
+from harness.conduct.resume import Resumed, check_same, resumed
 from harness.conduct.run_cell import run_cell
 from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
@@ -35,9 +36,21 @@ from harness.inventory import Phone
 from harness.matrix import Cell
 from harness.paths import cache_root
 from harness.rack.manage import mend, status
-from harness.results import OutcomeRecord, RecordWriter, RunInfo, Status, new_run_folder, plan_entry, utc_now
+from harness.results import (
+    OutcomeRecord,
+    RecordWriter,
+    RunData,
+    RunInfo,
+    Status,
+    load_run,
+    new_run_folder,
+    plan_entry,
+    utc_now,
+)
 from harness.soc import find_soc
 from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
+
+NOTHING_DONE = Resumed()
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class Options:
         strict_memory: what is likely not to compile here for lack of memory is refused, instead of warned of.
         ab: the two sides of a run of A against B, base and candidate: environments, or folders of `.pte` files.
         ab_tokens: tokens that a timed session of it generates; None for each model's own.
+        resume: folder of an interrupted run to go on with; None for a new run.
     """
 
     rack: Path
@@ -68,6 +82,7 @@ class Options:
     strict_memory: bool = False
     ab: tuple[Path, Path] | None = None
     ab_tokens: int | None = None
+    resume: Path | None = None
 
     def choice(self) -> Choice:
         """The selections, read and checked."""
@@ -87,6 +102,7 @@ class Run:
         self, options: Options, folder: Path, choice: Choice, phones: Sequence[Phone], side: Side | None = None
     ) -> None:
         self.options, self.folder, self.choice = options, folder, choice
+        self.resumed = Resumed()
         self.target = target_of(phones)
         self.base: Run | None = None
         if options.ab and side is None:
@@ -184,6 +200,7 @@ class Run:
             target=self.target,
             evaluation=self.options.evaluation,
             host=self._host,
+            attempts_before=self.resumed.attempts,
             nurse=Nurse(
                 HealthBook(run_id=self.folder.name),
                 self.live.say,
@@ -222,12 +239,14 @@ def check_tasks(tasks: Sequence[str], folders: Sequence[Path]) -> None:
         load_tasks(tasks, folders)
 
 
-def join_run(options: Options, folder: Path) -> Run:
+def join_run(options: Options, folder: Path, before: Resumed = NOTHING_DONE) -> Run:
     """A further process of a run: the same plan, from the same files and what the first process found out."""
     choice = options.choice()
     socs = json.loads((folder / "phones.json").read_text(encoding="utf-8"))
     phones = [replace(p, soc=find_soc(socs[p.name])) for p in choice.inventory.phones if socs.get(p.name)]
-    return Run(options, folder, choice, phones)
+    run = Run(options, folder, choice, phones)
+    run.resumed = before
+    return run
 
 
 class FirstProcess:
@@ -246,8 +265,12 @@ class FirstProcess:
         if dry:
             phones = [phone for phone in choice.inventory.phones if phone.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
+            if options.resume:
+                self.run.resumed = resumed(load_run(options.resume))
             return
         check_real(choice.inventory.phones)
+        if options.ab and options.resume:
+            raise ConfigError("a run of A against B cannot be resumed", where="--resume", remedy="start it again")
         if options.ab and options.pte:
             raise ConfigError(
                 "--ab and --pte exclude each other", where="command line", remedy="name the folder in --ab"
@@ -267,9 +290,11 @@ class FirstProcess:
 
     def _prepare(self, options: Options, choice: Choice) -> Run:
         phones = self._probe(choice)
-        folder = new_run_folder(options.reports)
-        names = {p.name: p.soc.name if p.soc else None for p in phones}
-        (folder / "phones.json").write_text(json.dumps(names), encoding="utf-8")
+        before = load_run(options.resume) if options.resume else None
+        folder = options.resume or new_run_folder(options.reports)
+        if before is None or not (folder / "phones.json").exists():
+            names = {p.name: p.soc.name if p.soc else None for p in phones}
+            (folder / "phones.json").write_text(json.dumps(names), encoding="utf-8")
         run = Run(options, folder, choice, [p for p in phones if p.soc])
         if not run.planned:
             raise ConfigError(
@@ -277,6 +302,8 @@ class FirstProcess:
                 where=f"{options.rack}: --socs {options.socs}",
                 remedy="see `htpfarm devices`",
             )
+        if before is not None:
+            _go_on(run, before)
         for side in (run.base, run):
             if side is None:
                 continue
@@ -323,7 +350,7 @@ def _build_service(run: Run, after: BuildService | None) -> BuildService:
     requests = [
         Request(p.cell, run.target, run.artifacts[p.cell.id], run.choice.calibration)
         for p in run.planned
-        if p.verdict.run and run.given is None
+        if p.verdict.run and run.given is None and p.cell.id not in run.resumed.done
     ]
     builder = Builder(run.toolchain, run.folder / "build-logs")
     return BuildService(builder, requests, run.folder, run.writer.append, run.live.say, after)
@@ -342,8 +369,24 @@ def _record_plan(run: Run) -> None:
             run.target,
         )
     )
-    for planned in run.planned:
-        run.writer.append(plan_entry(planned.cell, planned.verdict))
+    if run.options.resume is None:  # else it is there, and the same
+        for planned in run.planned:
+            run.writer.append(plan_entry(planned.cell, planned.verdict))
+
+
+def _go_on(run: Run, before: RunData) -> None:
+    """Makes a run the rest of an interrupted one.
+
+    Raises:
+        ConfigError: it is another run.
+    """
+    entries = [plan_entry(planned.cell, planned.verdict) for planned in run.planned]
+    check_same(before, entries, run.fingerprint, run.target.value, run.folder)
+    run.resumed = resumed(before)
+    for planned in run.planned:  # what the killed process said of a build is not the answer of this one's
+        if planned.verdict.run and planned.cell.id not in run.resumed.done:
+            build_file(run.folder, run.artifacts[planned.cell.id].key).unlink(missing_ok=True)
+    run.live.say("", f"resumed: {len(run.resumed.done)} of {len(entries)} cells have an outcome and are not run again")
 
 
 def _preflight(run: Run) -> None:

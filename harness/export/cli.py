@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="append a GitHub step summary; default: $GITHUB_STEP_SUMMARY"
     )
+    parser.add_argument("--gate", action="store_true", help="begin the step summary with `htpfarm gate`'s answer")
+    parser.add_argument("--base", type=Path, metavar="RUN", help="with --gate: what to hold the run against")
     parser.add_argument("--pytorch", type=Path, metavar="FILE", help="PyTorch's benchmark records v3, JSON")
     parser.add_argument("--prometheus", type=Path, metavar="FILE", help="Prometheus's text format")
     parser.add_argument("--history", metavar="URL", help="whose past runs to draw; default: $HTPFARM_HISTORY, reports/")
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             write_atomically(path, render(summary))
             written.append(path)
     if target := arguments.summary or os.environ.get("GITHUB_STEP_SUMMARY"):
-        append(Path(target), summary)
+        append(Path(target), summary, _gate_words(arguments) if arguments.gate else "")
         written.append(Path(target))
     if arguments.json:
         print(json.dumps(_data(summary), indent=2, default=str))
@@ -63,6 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         print_table(summary, sys.stdout)
         print("\n".join(map(str, written)))
     return exit_status(summary)
+
+
+def _gate_words(arguments: argparse.Namespace) -> str:
+    from harness.compare.cli import run_gate
+    from harness.export.step_summary import gate_words
+
+    found = run_gate(arguments.run, arguments.base, arguments.history)
+    blocking = [(one.cell, one.what, one.remedy) for one in found.findings if one.status]
+    return gate_words(found.passed, found.against, blocking)
 
 
 def _renderers() -> dict[str, Callable[[RunSummary], str]]:

@@ -6,7 +6,7 @@ and not the verdict: the verdict, the failures in a line each, the matrix, the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness.results import page
@@ -19,6 +19,8 @@ LIMIT = 1024 * 1024
 """Bytes of one step's summary, all that a step appends to it."""
 _SPARE = 2048
 """Kept for the line that says what was left out, and whatever the step itself adds."""
+_NAMED = 20
+"""Findings of a gate that are named."""
 _LONGEST = 600
 """Characters of a reason: one that holds a log must not crowd out the other cells."""
 
@@ -50,6 +52,22 @@ def render_summary(summary: RunSummary, limit: int = LIMIT, verdict: str = "") -
     if left_out:
         made += ["", f"Cut to fit into {limit // 1024} KiB: {', '.join(left_out)}. All of it is in `report.html`."]
     return "\n".join(made) + "\n"
+
+
+def gate_words(passed: bool, against: str, blocking: Sequence[tuple[str, str, str]]) -> str:
+    """The gate's answer as Markdown, with what to look at first.
+
+    Args:
+        passed: whether a change may go in.
+        against: what the run was held against.
+        blocking: cell, what happened and what to do, first things first.
+    """
+    lines = [f"**Gate: {'PASS' if passed else 'FAIL'}** against {_short(against)}"]
+    for place, (cell, what, remedy) in enumerate(blocking[:_NAMED], start=1):
+        where = f"**{escape_markdown(cell)}** " if cell else ""
+        lines.append(f"{place}. {where}{_short(what)}" + (f" *What to do:* {_short(remedy)}" if remedy else ""))
+    lines += [f"{len(blocking) - _NAMED} more are in the gate's output."] if len(blocking) > _NAMED else []
+    return "\n".join((lines[0], "", *lines[1:]))
 
 
 def append(path: Path, summary: RunSummary, verdict: str = "") -> None:

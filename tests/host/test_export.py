@@ -18,7 +18,7 @@ from harness.errors import FailureClass
 from harness.export.junit import render_junit
 from harness.export.prometheus import render_prometheus
 from harness.export.pytorch import FAILURE, BenchmarkRecord, pytorch_records, render_pytorch
-from harness.export.step_summary import LIMIT, append, render_summary
+from harness.export.step_summary import LIMIT, append, gate_words, render_summary
 from harness.results import load_run
 from harness.results.summary import RunSummary, summarise
 
@@ -198,3 +198,12 @@ def test_the_verb_exports_all_and_appends_where_github_says(
     monkeypatch.delenv("GITHUB_STEP_SUMMARY")
     assert main(["report", str(folder), "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["headline"] == "FAILED"
+
+
+def test_the_gates_answer_comes_first(mixed: RunSummary) -> None:
+    blocking = [(f"cell-{number}", "decode 5% slower | *really*", "measure again") for number in range(25)]
+    made = render_summary(mixed, verdict=gate_words(False, "run r1", blocking))
+    assert made.index("**Gate: FAIL** against run r1") < made.index("Run 2026") < made.index("## Matrix")
+    assert "1. **cell-0** decode 5% slower \\| \\*really\\* *What to do:* measure again" in made
+    assert "5 more are in the gate's output." in made
+    assert gate_words(True, "baselines", []).startswith("**Gate: PASS**")

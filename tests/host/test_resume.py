@@ -1,0 +1,140 @@
+"""`--resume`: what counts as done, what is refused, and a killed run that is gone on with on a real rack."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_run import BROKEN, GOOD, LOST, UNRUN, planned, sample, write_run
+
+from harness.build.cache import Artifact
+from harness.build.given import export
+from harness.conduct.resume import Resumed, check_same, resumed
+from harness.errors import ConfigError
+from harness.matrix import cells
+from harness.model_file import Mode
+from harness.models import load_models
+from harness.paths import MODELS, REPOSITORY
+from harness.results import DeployRecord, RecordWriter, RunData, load_run
+from harness.soc import find_soc
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunData:
+    """Three cells with an outcome, one that a gate skips, and one that has been tried twice."""
+    folder = write_run(tmp_path)
+    writer = RecordWriter(folder)
+    writer.append(sample(UNRUN, attempt=1))
+    for _ in range(2):
+        writer.append(DeployRecord(UNRUN, "s25", (), (), 0, 0.1))
+    return load_run(folder)
+
+
+def test_every_outcome_is_done_and_tries_are_counted_on(run: RunData) -> None:
+    found = resumed(run)
+    assert found.done == {GOOD, BROKEN, LOST}
+    assert UNRUN not in found.done
+    assert (found.attempts[UNRUN], found.attempts[GOOD]) == (2, 1)
+    assert Resumed.from_data(json.loads(json.dumps(found.to_data()))) == found
+
+
+def _check(run: RunData, **changes: object) -> None:
+    values: dict[str, object] = {"planned": run.plan, "toolchain": run.run.toolchain, "target": "sim"} | changes
+    check_same(run, folder=Path("reports/r"), **values)  # type: ignore[arg-type]
+
+
+def test_the_same_run_goes_on(run: RunData) -> None:
+    _check(run)
+    _check(run, planned=tuple(reversed(run.plan)))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: {"planned": run.plan[1:]}, f"{GOOD} no longer planned"),
+        (lambda run: {"planned": (*run.plan, planned("x-kv-SM8650", 75))}, "x-kv-SM8650 not planned then"),
+        (lambda run: {"planned": (*run.plan[:-1], replace(run.plan[-1], recipe="other"))}, "planned otherwise"),
+        (lambda run: {"toolchain": run.run.toolchain | {"qnn": "2.51"}}, "qnn: 2.4.0 then, 2.51 now"),
+        (lambda run: {"target": "android"}, "target sim then, android now"),
+    ],
+)
+def test_another_run_is_refused(run: RunData, change: object, words: str) -> None:
+    with pytest.raises(ConfigError, match="--resume reports/r") as caught:
+        _check(run, **change(run))  # type: ignore[operator]
+    assert words in str(caught.value)
+
+
+RACK = "version: 1\nphones:\n  - {name: one, virtual: galaxy_s24}\n  - {name: two, virtual: galaxy_s24}\n"
+
+
+def _start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "HTPFARM_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
+    cache, reports, rack, pte = (tmp_path / name for name in ("cache", "reports", "rack.yaml", "pte"))
+    rack.write_text(RACK)
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.HYBRID], [find_soc("SM8650")])
+    export([(cell, tiny_artifacts["hybrid"])], pte)
+    first_cell, second_cell = f"{cell.id}@one", f"{cell.id}@two"
+    arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(pte), "--eval-tokens", "32"]
+    try:
+        killed = _start(*arguments, "--reports", str(reports), cache=cache)
+        deadline = time.monotonic() + 400
+        while f"{second_cell}: prompt 1/" not in "".join(p.read_text() for p in reports.glob("*/live.log")):
+            assert time.monotonic() < deadline
+            assert killed.poll() is None, killed.stdout.read() if killed.stdout else ""
+            time.sleep(0.1)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(timeout=30)
+        (folder,) = reports.iterdir()
+        before, records = load_run(folder), (folder / "records.jsonl").read_bytes()
+        assert set(before.outcomes) == {first_cell}
+
+        refused = _start("--resume", str(folder), "--max-seq-len", "64", cache=cache)
+        said, _ = refused.communicate(timeout=300)
+        assert refused.returncode == 2, said
+        assert "this is not the run's plan" in said
+
+        again = _start("--resume", str(folder), "-n", "1", cache=cache)
+        said, _ = again.communicate(timeout=400)
+        assert again.returncode == 0, said
+        assert list(reports.iterdir()) == [folder]
+        assert (folder / "records.jsonl").read_bytes().startswith(records)
+        after = load_run(folder)
+        assert {cell: outcome.status for cell, outcome in after.outcomes.items()} == {
+            first_cell: "PASSED",
+            second_cell: "PASSED",
+        }
+        assert after.samples[first_cell] == before.samples[first_cell]
+        assert {one.attempt for one in after.samples[second_cell]} - {1} == {2}
+        assert (len(after.resumed), after.plan) == (1, before.plan)
+
+        nothing = _start("--resume", str(folder), cache=cache)
+        said, _ = nothing.communicate(timeout=300)
+        assert nothing.returncode == 0, said
+        assert load_run(folder).samples == after.samples
+    finally:
+        subprocess.run(
+            [sys.executable, "-m", "harness.cli", "rack", "down"],
+            cwd=REPOSITORY,
+            env={**os.environ, "HTPFARM_CACHE": str(cache)},
+            timeout=60,
+            check=True,
+        )
