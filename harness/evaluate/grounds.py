@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,17 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
     if not count:
         return math.inf
     return math.exp((math.fsum(other[:count]) - math.fsum(one[:count])) / count) - 1
+
+
+def chance(one: Sequence[float], other: Sequence[float]) -> float:
+    """By how much `ratio` can be off by chance over so few tokens: two standard errors of the paired difference.
+
+    The differences of tokens are taken as independent. 0 for fewer than two tokens.
+    """
+    differences = [b - a for a, b in zip(one, other, strict=False)]
+    if len(differences) < 2:
+        return 0.0
+    return math.expm1(2 * statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
 def noise(one: Sequence[float], other: Sequence[float]) -> float:

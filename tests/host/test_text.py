@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.evaluate.grounds import GroundScore
+from harness.evaluate.grounds import GroundScore, chance
 from harness.evaluate.judge import (
     delegation_check,
     logits_check,
@@ -195,6 +195,23 @@ def test_logits_are_held_to_qdqs() -> None:
     assert "29.9 dB over 16 tokens" in check.text
     assert logits_check("c", {"prefill": (44.0, 128), "kv": (30.0, 16)}, bounds).passed
     assert not logits_check("c", {}, bounds).passed
+
+
+def test_few_tokens_are_judged_with_their_chance() -> None:
+    """Noise of 0.2 nats a token is no bias over 32 tokens; the same mean over 3,200 is."""
+    noise = [0.2, -0.2] * 1600
+    qdq = GroundScore("QDQ", "full", (-2.0,) * 3200, 100, 512)
+
+    def phone_of(bias: float, tokens: int) -> GroundScore:
+        return GroundScore("PHONE", "kv", tuple(-2.0 - bias + x for x in noise[:tokens]), 10, 512)
+
+    def passes(bias: float, tokens: int) -> bool:
+        return perplexity_checks("c", ground("FP", 2), qdq, [phone_of(bias, tokens)], Bounds())[0].passed
+
+    assert chance(phone_of(0, 32).each, qdq.each) == pytest.approx(2 * 0.2 / math.sqrt(32), rel=0.1)
+    assert [passes(0.06, 32), passes(0.06, 3200), passes(0.11, 32)] == [True, False, False]
+    assert [passes(0.02, 3200), passes(-0.06, 3200)] == [True, False]
+    assert chance((-1.0,), (-2.0,)) == 0
 
 
 def test_a_phone_that_scored_nothing_does_not_pass() -> None:
