@@ -21,9 +21,12 @@ from harness.build.cache import Artifact
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
+from harness.build.preflight import available_mb, estimate
+from harness.build.room import Room
 from harness.errors import BuildError, ConfigError, EnvError
 from harness.matrix import Cell
 from harness.paths import cache_root
+from harness.schedule.compiles import Build
 from harness.target import Target
 from harness.toolchain.environment import Toolchain
 
@@ -133,9 +136,12 @@ class Builder:
                 results.append(result)
                 changed.notify()
 
-        with ThreadPoolExecutor(self._jobs) as pool:
-            for group in groups(distinct):
-                pool.submit(self._build_group, group, report, progress)
+        cut = list(groups(distinct))
+        room = Room(available_mb(), self._jobs)
+        # A thread a group, most of which wait for room: a small one may pass a large one by.
+        with ThreadPoolExecutor(len(cut)) as pool:
+            for group in cut:
+                pool.submit(self._build_in, room, group, report, progress)
             try:
                 for _ in distinct:
                     with changed:
@@ -150,6 +156,14 @@ class Builder:
     def stop(self) -> None:
         """Ends the workers that run; what they had not finished fails."""
         self._stop.set()
+
+    def _build_in(
+        self, room: Room, group: list[Request], report: Callable[[Result], None], progress: Progress | None
+    ) -> None:
+        need = estimate(group[0].cell.model, {request.cell.mode for request in group})
+        build = Build(group[0].artifact.key, need.memory_mb, (need.hours or 0.0) * 3600)
+        with room.taken(build, self._stop):
+            self._build_group(group, report, progress)
 
     def _build_group(self, group: list[Request], report: Callable[[Result], None], progress: Progress | None) -> None:
         left = {request.artifact.key: request for request in group}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.build.room import Room
 from harness.schedule.compiles import Build, by_waiting_work, next_builds
 from harness.schedule.estimates import DEFAULT_SECONDS, Estimates, Past
 from harness.schedule.jobs import Job, Slot, lower_bound
@@ -219,3 +222,33 @@ def test_estimates_fall_back_from_the_cell_to_its_like() -> None:
     assert known.seconds("tiny-hybrid-SM8750", "tiny", "hybrid") == 40
     assert known.seconds("other-kv-SM8750", "other", "kv") == 26
     assert Estimates().seconds("x", "y", "z") == DEFAULT_SECONDS
+
+
+def test_builds_wait_for_room_and_all_get_it() -> None:
+    room, stop = Room(1000, 3), threading.Event()
+    lock, now, most = threading.Lock(), [0.0, 0], [0.0, 0]
+
+    def build(number: int) -> None:
+        one = Build(f"b{number}", 400 if number else 5000)  # the first is larger than all there is
+        with room.taken(one, stop):
+            with lock:
+                if number:
+                    now[0] += one.memory_mb
+                now[1] += 1
+                most[:] = [max(most[0], now[0]), max(most[1], now[1])]
+            time.sleep(0.02)
+            with lock:
+                if number:
+                    now[0] -= one.memory_mb
+                now[1] -= 1
+
+    threads = [threading.Thread(target=build, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert most[0] == 800
+    assert most[1] == 2  # never beside the large one, which runs alone
+    stop.set()
+    with room.taken(Build("x", 10**9), stop), room.taken(Build("y", 10**9), stop):
+        pass
