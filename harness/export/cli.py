@@ -7,9 +7,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.files import write_atomically
 from harness.results.summary import RunSummary
+
+if TYPE_CHECKING:
+    from harness.results.page import Answer
 
 TEXT = "write a run's report.html and report.md again, print its table; export it as JUnit, a step summary, …"
 
@@ -21,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--summary", type=Path, metavar="FILE", help="append a GitHub step summary; default: $GITHUB_STEP_SUMMARY"
     )
-    parser.add_argument("--gate", action="store_true", help="begin the step summary with `htpfarm gate`'s answer")
+    parser.add_argument("--gate", action="store_true", help="begin the reports with `htpfarm gate`'s answer")
     parser.add_argument("--base", type=Path, metavar="RUN", help="with --gate: what to hold the run against")
     parser.add_argument("--pytorch", type=Path, metavar="FILE", help="PyTorch's benchmark records v3, JSON")
     parser.add_argument("--prometheus", type=Path, metavar="FILE", help="Prometheus's text format")
@@ -37,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
 
     from harness.export.past import history_url, past_of
-    from harness.export.step_summary import append
+    from harness.export.step_summary import append, gate_words
     from harness.results import load_run
     from harness.results.report import Pasts, write_reports
     from harness.results.summary import exit_status, summarise
@@ -50,14 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
 
         with History(url) as history:
             past = past_of(history, summary)
-    written = list(write_reports(arguments.run, past))
+    answer = _answer(arguments) if arguments.gate else None
+    written = list(write_reports(arguments.run, past, answer))
     for name, render in _renderers().items():
         if path := getattr(arguments, name):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, render(summary))
             written.append(path)
     if target := arguments.summary or os.environ.get("GITHUB_STEP_SUMMARY"):
-        append(Path(target), summary, _gate_words(arguments) if arguments.gate else "")
+        append(Path(target), summary, gate_words(answer) if answer else "")
         written.append(Path(target))
     if arguments.json:
         print(json.dumps(_data(summary), indent=2, default=str))
@@ -67,13 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     return exit_status(summary)
 
 
-def _gate_words(arguments: argparse.Namespace) -> str:
+def _answer(arguments: argparse.Namespace) -> Answer:
     from harness.compare.cli import run_gate
-    from harness.export.step_summary import gate_words
+    from harness.results.page import Answer
 
     found = run_gate(arguments.run, arguments.base, arguments.history)
-    blocking = [(one.cell, one.what, one.remedy) for one in found.findings if one.status]
-    return gate_words(found.passed, found.against, blocking)
+    blocking = tuple((one.cell, one.what, one.remedy) for one in found.findings if one.status)
+    return Answer(found.passed, found.against, blocking)
 
 
 def _renderers() -> dict[str, Callable[[RunSummary], str]]:

@@ -6,7 +6,7 @@ and not the verdict: the verdict, the failures in a line each, the matrix, the n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.results import page
@@ -54,15 +54,10 @@ def render_summary(summary: RunSummary, limit: int = LIMIT, verdict: str = "") -
     return "\n".join(made) + "\n"
 
 
-def gate_words(passed: bool, against: str, blocking: Sequence[tuple[str, str, str]]) -> str:
-    """The gate's answer as Markdown, with what to look at first.
-
-    Args:
-        passed: whether a change may go in.
-        against: what the run was held against.
-        blocking: cell, what happened and what to do, first things first.
-    """
-    lines = [f"**Gate: {'PASS' if passed else 'FAIL'}** against {_short(against)}"]
+def gate_words(answer: page.Answer) -> str:
+    """The gate's answer as Markdown, with what to look at first."""
+    blocking = answer.blocking
+    lines = [f"**Gate: {'PASS' if answer.passed else 'FAIL'}** against {_short(answer.against)}"]
     for place, (cell, what, remedy) in enumerate(blocking[:_NAMED], start=1):
         where = f"**{escape_markdown(cell)}** " if cell else ""
         lines.append(f"{place}. {where}{_short(what)}" + (f" *What to do:* {_short(remedy)}" if remedy else ""))

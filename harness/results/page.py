@@ -59,6 +59,21 @@ class Matrix:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """A gate's answer on a run, for the head of a page or a summary.
+
+    Attributes:
+        passed: whether the change may go in.
+        against: what the run was held against.
+        blocking: cell (empty of the run as a whole), what happened, what to do; first things first.
+    """
+
+    passed: bool
+    against: str
+    blocking: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True)
 class Bar:
     """One bar of a chart: a cell, its number, and the number's share of the chart's greatest, in percent."""
 

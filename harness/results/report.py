@@ -45,12 +45,15 @@ _EVIDENCE_LINES = 60
 _EVIDENCE_CHARACTERS = 6000
 
 
-def write_reports(folder: Path, past: Pasts = MappingProxyType({})) -> tuple[Path, Path]:
+def write_reports(
+    folder: Path, past: Pasts = MappingProxyType({}), answer: page.Answer | None = None
+) -> tuple[Path, Path]:
     """Write both reports into a run's folder.
 
     Args:
         folder: the run's folder, with `records.jsonl`; the run may be going on, or have been interrupted.
         past: what a history knows of its cells.
+        answer: a gate's, if one was asked.
 
     Returns:
         the paths of `report.html` and `report.md`.
@@ -58,7 +61,7 @@ def write_reports(folder: Path, past: Pasts = MappingProxyType({})) -> tuple[Pat
     Raises:
         ConfigError: the folder has no records.
     """
-    return _write(folder, summarise(load_run(folder)), past)
+    return _write(folder, summarise(load_run(folder)), past, answer)
 
 
 def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
@@ -80,14 +83,15 @@ def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
     return summary
 
 
-def render_html(summary: RunSummary, past: Pasts = MappingProxyType({})) -> str:
+def render_html(summary: RunSummary, past: Pasts = MappingProxyType({}), answer: page.Answer | None = None) -> str:
     """The page: needs no network, and no script but for its filter; everything that comes from records is escaped.
 
     Args:
         summary: the run.
         past: what a history knows of its cells.
+        answer: a gate's, if one was asked.
     """
-    return html_environment().get_template("report.html.j2").render(_context(summary, past))
+    return html_environment().get_template("report.html.j2").render(_context(summary, past) | {"answer": answer})
 
 
 def render_markdown(summary: RunSummary) -> str:
@@ -118,9 +122,14 @@ def tail(value: str) -> str:
     return kept if len(kept) >= len(value.rstrip()) else f"[…]\n{kept}"
 
 
-def _write(folder: Path, summary: RunSummary, past: Pasts = MappingProxyType({})) -> tuple[Path, Path]:
+def _write(
+    folder: Path,
+    summary: RunSummary,
+    past: Pasts = MappingProxyType({}),
+    answer: page.Answer | None = None,
+) -> tuple[Path, Path]:
     html, markdown = folder / HTML, folder / MARKDOWN
-    write_atomically(html, render_html(summary, past))
+    write_atomically(html, render_html(summary, past, answer))
     write_atomically(markdown, render_markdown(summary))
     return html, markdown
 

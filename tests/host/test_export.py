@@ -20,6 +20,8 @@ from harness.export.prometheus import render_prometheus
 from harness.export.pytorch import FAILURE, BenchmarkRecord, pytorch_records, render_pytorch
 from harness.export.step_summary import LIMIT, append, gate_words, render_summary
 from harness.results import load_run
+from harness.results.page import Answer
+from harness.results.report import render_html
 from harness.results.summary import RunSummary, summarise
 
 SCHEMA = Path(__file__).parent / "schemas" / "junit.xsd"
@@ -201,9 +203,14 @@ def test_the_verb_exports_all_and_appends_where_github_says(
 
 
 def test_the_gates_answer_comes_first(mixed: RunSummary) -> None:
-    blocking = [(f"cell-{number}", "decode 5% slower | *really*", "measure again") for number in range(25)]
-    made = render_summary(mixed, verdict=gate_words(False, "run r1", blocking))
+    blocking = tuple((f"cell-{number}", "decode 5% slower | *really* <b>", "measure again") for number in range(25))
+    answer = Answer(False, "run r1", blocking)
+    made = render_summary(mixed, verdict=gate_words(answer))
     assert made.index("**Gate: FAIL** against run r1") < made.index("Run 2026") < made.index("## Matrix")
-    assert "1. **cell-0** decode 5% slower \\| \\*really\\* *What to do:* measure again" in made
+    assert "1. **cell-0** decode 5% slower \\| \\*really\\* &lt;b&gt; *What to do:* measure again" in made
     assert "5 more are in the gate's output." in made
-    assert gate_words(True, "baselines", []).startswith("**Gate: PASS**")
+    assert gate_words(Answer(True, "baselines")).startswith("**Gate: PASS**")
+    page = render_html(mixed, {}, answer)
+    assert page.index("<b>Gate: ✗ FAIL</b> against run r1") < page.index('id="h-matrix"')
+    assert "decode 5% slower | *really* &lt;b&gt;" in page
+    assert "<b>Gate:" not in render_html(mixed)
