@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import HarnessError
@@ -78,47 +79,40 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def print_comparison(found: RunComparison, console: Console) -> None:
-    """A row a cell and speed, then what differs between the two."""
+    """Each cell with its speeds, then what differs between the two; changes with their 90% intervals."""
     from harness.verdicts import Judgement
 
     note = " (speeds of the simulator)" if found.target == "sim" else ""
     table = Table(title=f"{found.base} → {found.candidate}{note}", title_justify="left")
-    for name in ("cell", "verdict", "ended", "speed", "base", "new", "change", "90% interval", "pairs", ""):
+    for name in ("cell", "what", "base", "new", "change", "pairs", "verdict"):
         table.add_column(name, overflow="fold")
     for cell in found.cells:
-        ended = f"{cell.base or '–'} → {cell.candidate or '–'}"
-        first = [visible(cell.cell), cell.judgement.value, ended]
-        rows = [
-            [
-                speed.metric,
-                number(speed.base),
-                number(speed.candidate),
-                "–" if speed.change is None else f"{speed.change:+.1%}",
-                "–" if speed.lower is None or speed.upper is None else f"{speed.lower:+.1%} to {speed.upper:+.1%}",
-                str(speed.pairs),
-                speed.judgement.value + (f": {speed.reason}" if speed.reason else ""),
-            ]
-            for speed in cell.speeds
-        ]
-        rows += [
-            [
-                f"perplexity [{graph}]", "", "", "–" if math.isnan(one.ratio) else f"{one.ratio - 1:+.2%}",
-                "–" if one.lower is None or one.upper is None else f"{one.lower - 1:+.2%} to {one.upper - 1:+.2%}",
-                str(one.documents), one.judgement.value + (f": {one.reason}" if one.reason else ""),
-            ]
-            for graph, one in cell.perplexity.items()
-        ]  # fmt: skip
+        verdict = cell.judgement.value + (f": {escape(visible(cell.reason))}" if cell.reason else "")
+        table.add_row(escape(visible(cell.cell)), "ended", cell.base or "–", cell.candidate or "–", "", "", verdict)
+        for speed in cell.speeds:
+            word = speed.judgement.value + (f": {escape(speed.reason)}" if speed.reason else "")
+            change = _change(speed.change, speed.lower, speed.upper)
+            table.add_row("", speed.metric, number(speed.base), number(speed.candidate), change, str(speed.pairs), word)
+        for graph, one in cell.perplexity.items():
+            edges = [None if edge is None else edge - 1 for edge in (one.lower, one.upper)]
+            change = _change(None if math.isnan(one.ratio) else one.ratio - 1, *edges)
+            word = one.judgement.value + (f": {one.reason}" if one.reason else "")
+            table.add_row("", escape(f"perplexity [{graph}]"), "", "", change, f"{one.documents} blocks", word)
         if cell.text is not None:
-            rows.append(["text", "", "", "", "", "", cell.text.words])
-        for row in rows or [["", "", "", "", "", "", visible(cell.reason)]]:
-            table.add_row(*first, *row)
-            first = ["", "", ""]
+            table.add_row("", "text", "", "", "", "", cell.text.words)
+        table.add_section()
     console.print(table)
     for part, (old, new) in found.toolchain.items():
         console.print(f"{part}: {_short(old)} → {_short(new)}", highlight=False)
     console.print(", ".join(f"{count} {word}" for word, count in found.counts.items() if count) or "no cells")
     if regressed := found.with_judgement(Judgement.REGRESSED):
         console.print("REGRESSED: " + ", ".join(cell.cell for cell in regressed))
+
+
+def _change(change: float | None, lower: float | None, upper: float | None) -> str:
+    if change is None:
+        return "–"
+    return f"{change:+.1%}" + (f" ({lower:+.1%} to {upper:+.1%})" if lower is not None and upper is not None else "")
 
 
 def _short(value: str) -> str:
@@ -243,7 +237,7 @@ def _list(arguments: argparse.Namespace) -> int:
         table.add_column(name, overflow="fold")
     for one in found:
         b = one.baseline
-        table.add_row(b.accepted, b.run, str(len(b.cells)), b.target, visible(b.who), visible(b.why))
+        table.add_row(b.accepted, b.run, str(len(b.cells)), b.target, escape(visible(b.who)), escape(visible(b.why)))
     Console().print(table)
     return 0
 

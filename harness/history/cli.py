@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from harness.results.text import number, visible
@@ -109,8 +110,8 @@ def _print(found: Sequence[Trend]) -> None:
     for trend in found:
         bound = f"{number(trend.bound.mean)}, worst {number(trend.bound.worst)}" if trend.bound else "–"
         table.add_row(
-            visible(trend.cell) + (" (sim)" if trend.target == "sim" else ""),
-            visible(trend.metric),
+            escape(visible(trend.cell)) + (" (sim)" if trend.target == "sim" else ""),
+            escape(visible(trend.metric)),
             str(len(trend.values)),
             trend.values[0].time[:10],
             trend.latest.time[:10],
@@ -138,7 +139,9 @@ def _runs(arguments: argparse.Namespace) -> int:
     for name in ("run", "started", "host", "target", "verdict", "folder"):
         table.add_column(name, overflow="fold")
     for run in found:
-        table.add_row(run.run, run.started[:19], visible(run.host), run.target, run.headline, visible(run.folder))
+        table.add_row(
+            run.run, run.started[:19], escape(visible(run.host)), run.target, run.headline, escape(visible(run.folder))
+        )
     Console().print(table)
     return 0
 

@@ -154,8 +154,10 @@ def _sessions(cell: CellSummary, summary: RunSummary, clock: _Clock) -> Iterator
             "time": time,
         }
 
+    # A run of A against B tries what nobody has accepted yet: its speeds are no part of a cell's course.
+    is_ab = any(sample.pair is not None for sample in cell.samples)
     by_session = {_session(sample): sample for sample in cell.samples}
-    for metric in SPEEDS:
+    for metric in () if is_ab else SPEEDS:
         counts = Counter(_session(sample) for sample in cell.samples if getattr(sample, metric) is not None)
         medians = session_medians((_session(sample), getattr(sample, metric)) for sample in cell.samples)
         for session, value in medians.items():
@@ -168,7 +170,7 @@ def _sessions(cell: CellSummary, summary: RunSummary, clock: _Clock) -> Iterator
         ((f"ttft_ms@{record.prompt_tokens}[{record.graph}]"), record.ttft_ms) for record in cell.ttfts
     )
     counts = Counter(f"ttft_ms@{record.prompt_tokens}[{record.graph}]" for record in cell.ttfts)
-    for metric, value in curve.items():
+    for metric, value in () if is_ab else curve.items():
         yield row(metric, "curve", value, counts[metric], (phone, clean(cell.ttfts[-1].serial)), ended)
     for metric, value in _accuracy(cell):
         if not math.isnan(value):

@@ -209,6 +209,17 @@ def test_a_trend_judges_the_latest_run_by_those_before(url: str, tmp_path: Path)
     assert good.judgement is Judgement.OK
 
 
+def test_speeds_of_a_run_of_a_against_b_are_no_part_of_the_course(url: str, tmp_path: Path) -> None:
+    with History(url) as history:
+        history.import_run(night(tmp_path, 1, 20.0))
+        ab = night(tmp_path, 2, 10.0, sample(GOOD, 100, pair=0), OutcomeRecord(GOOD, Status.PASSED, phone="s24"))
+        history.import_run(ab)
+        values = session_values(history, Choice(metrics=("decode_tok_s",)))
+        assert {value.run for value in values} == {"20260101-000000-0001"}
+        (stand,) = standings(history)
+    assert stand.latest.run == "20260102-000000-0002"
+
+
 def test_the_migrations_make_the_tables(url: str) -> None:
     with History(url) as history, history.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
