@@ -78,6 +78,11 @@ class Attempt:
         return load_reference(self.artifact.reference)
 
     @cached_property
+    def runner_tokenizer(self) -> Tokenizer:
+        """The tokenizer as the runner has it, which puts its own idea of BOS before a prompt."""
+        return load_tokenizer(self.artifact.reference / self.reference.tokenizer, as_runner=True)
+
+    @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's."""
         return load_tokenizer(self.artifact.reference / self.reference.tokenizer)

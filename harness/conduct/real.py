@@ -151,7 +151,7 @@ def _fed(attempt: Attempt, prompt: str) -> list[int]:
     """The tokens the runner feeds for a prompt, BOS and chat template included."""
     model = attempt.cell.model
     text = format_prompt(find_template(VERSIONS[model.decoder]), prompt, model.system_prompt or "")
-    return list(attempt.tokenizer.encode(text, bos=True))
+    return list(attempt.runner_tokenizer.encode(text, bos=True))
 
 
 def run_real_prompt(

@@ -120,7 +120,7 @@ def _prompt_tokens(attempt: Attempt, prompt: str, number: int) -> int:
     """
     model, cell = attempt.cell.model, attempt.cell
     template = find_template(VERSIONS[model.decoder])
-    count = len(attempt.tokenizer.encode(format_prompt(template, prompt, model.system_prompt or ""), bos=True))
+    count = len(attempt.runner_tokenizer.encode(format_prompt(template, prompt, model.system_prompt or ""), bos=True))
     step = cell.lengths.lookahead_ar_len if cell.mode is Mode.LOOKAHEAD else 1
     if count > (limit := cell.lengths.max_seq_len - step):
         raise ConfigError(

@@ -46,8 +46,13 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: Path, *, as_runner: bool = False) -> Tokenizer:
     """Opens a tokenizer by its contents, whatever its name.
+
+    Args:
+        path: the file.
+        as_runner: with the BOS and EOS that a runner takes, which has this file alone; else the model's own, where
+            a `tokenizer_config.json` beside it names them.
 
     Raises:
         ConfigError: no such file, or none of the three formats.
@@ -59,7 +64,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     remedy = "give a SentencePiece .model, a Hugging Face tokenizer.json or a llama2.c tokenizer.bin"
     try:
         if head.lstrip().startswith(b"{"):
-            return HuggingFace(path)
+            return HuggingFace(path, as_runner=as_runner)
         if head.startswith(b"\n"):  # field 1 of the protobuf, a piece
             return SentencePiece(path)
         return Llama2c(path)
@@ -114,7 +119,7 @@ class HuggingFace:
 
     kind = "json"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, as_runner: bool = False) -> None:
         from tokenizers import Tokenizer as Fast  # type: ignore[import-untyped, unused-ignore]
 
         self._model = Fast.from_file(str(path))
@@ -125,10 +130,10 @@ class HuggingFace:
         }
         self._added = {int(token["id"]) for token in described.get("added_tokens") or []}
         self._byte_level = "ByteLevel" in json.dumps([described.get("decoder"), described.get("pre_tokenizer")])
-        self.bos, self.eos = self._ends(path.with_name(_CONFIG))
+        self.bos, self.eos = self._ends(None if as_runner else path.with_name(_CONFIG))
 
-    def _ends(self, config: Path) -> tuple[int | None, int | None]:
-        if config.is_file():
+    def _ends(self, config: Path | None) -> tuple[int | None, int | None]:
+        if config is not None and config.is_file():
             described = json.loads(config.read_text(encoding="utf-8"))
             names = [_content(described.get(key)) for key in ("bos_token", "eos_token")]
             return self._special.get(names[0] or ""), self._special.get(names[1] or "")
