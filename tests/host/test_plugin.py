@@ -191,7 +191,8 @@ def test_a_given_pte_is_evaluated_later_with_more_text_and_tasks(given: Path, tm
     assert scored["PHONE", "kv"].steps == 320
     assert scored["PHONE", "prefill"].steps == 10  # blocks of 32
     names = {check.name for check in run.checks[cell]}
-    assert names == {"phone_vs_qdq_ppl", "prefill_vs_kv_ppl", "qdq_vs_fp_ppl", "phone_vs_qdq_rms", "text_as_qdq"}
+    perplexities = {"phone_vs_qdq_ppl", "prefill_vs_kv_ppl", "qdq_vs_fp_ppl"}
+    assert names == perplexities | {"phone_vs_qdq_rms", "phone_vs_qdq_sqnr", "text_as_qdq", "whole_on_htp"}
     tasks = run.tasks[cell]
     assert [(task.ground, task.samples) for task in tasks] == [("FP", 3), ("QDQ", 3), ("PHONE", 3)]
     assert all({"acc", "acc_norm"} <= set(task.metrics) for task in tasks)
