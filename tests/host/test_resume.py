@@ -87,6 +87,7 @@ def _start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("HTPFARM_NIGHTLY"), reason="takes minutes: HTPFARM_NIGHTLY=1 runs it")
 def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_path: Path) -> None:
     cache, reports, rack, pte = (tmp_path / name for name in ("cache", "reports", "rack.yaml", "pte"))
     rack.write_text(RACK)
@@ -107,7 +108,7 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
         before, records = load_run(folder), (folder / "records.jsonl").read_bytes()
         assert set(before.outcomes) == {first_cell}
 
-        refused = _start("--resume", str(folder), "--max-seq-len", "256", cache=cache)
+        refused = _start("--resume", str(folder), "--modes", "kv", cache=cache)
         said, _ = refused.communicate(timeout=300)
         assert refused.returncode == 2, said
         assert "this is not the run's plan" in said
