@@ -212,11 +212,11 @@ def one_at_a_time(session: pytest.Session, interactor: Any) -> None:
         session: the worker's.
         interactor: xdist's `WorkerInteractor`.
     """
-    from xdist.remote import Marker
-
+    # A worker executes xdist's module from its source: what `xdist.remote` names here are other objects.
+    shutdown = type(interactor).handle_command.__globals__["Marker"].SHUTDOWN
     items = session.items
-    interactor.channel.setcallback(interactor.handle_command, endmarker=Marker.SHUTDOWN)
-    while (index := interactor.torun.get()) is not Marker.SHUTDOWN:
+    interactor.channel.setcallback(interactor.handle_command, endmarker=shutdown)
+    while (index := interactor.torun.get()) is not shutdown:
         interactor.item_index = index
         # Some test follows or the session's end does: fixtures wider than a test are kept until then.
         following = items[(index + 1) % len(items)] if len(items) > 1 else None

@@ -88,6 +88,7 @@ def test_without_a_phone():
 
 @dataclass(frozen=True)
 class Ran:
+    status: int
     output: str
     lines: list[dict]
 
@@ -115,13 +116,14 @@ def xdist(folder: Path, cells: list[tuple[str, float, str]], phones: list[str], 
     )
     log = folder / "log.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return Ran(done.stdout + done.stderr, lines)
+    return Ran(done.returncode, done.stdout + done.stderr, lines)
 
 
 def test_each_cell_runs_once_and_each_phone_one_cell_at_a_time(tmp_path: Path) -> None:
     cells = [(f"c{i}", 0.05 * (i % 3), "") for i in range(12)]
     ran = xdist(tmp_path, cells, ["a", "b"], workers=3)
     assert "13 passed" in ran.output, ran.output
+    assert ran.status == 0, ran.output
     assert sorted(line["cell"] for line in ran.cells) == sorted(name for name, *_ in cells)
     by_phone = defaultdict(list)
     for line in ran.cells:
@@ -140,6 +142,13 @@ def test_no_cell_waits_behind_a_long_one(tmp_path: Path) -> None:
     assert len(others) == 8
     assert all(line["phone"] != long["phone"] for line in others)
     assert all(line["end"] < long["end"] for line in others)
+
+
+def test_workers_end_well_when_told_to(tmp_path: Path) -> None:
+    """Also one that never had a cell."""
+    ran = xdist(tmp_path, [("c0", 0.05, ""), ("c1", 0.05, "")], ["a"], workers=3)
+    assert ran.status == 0, ran.output
+    assert "INTERNALERROR" not in ran.output
 
 
 def test_a_session_fixture_lives_as_long_as_its_worker(tmp_path: Path) -> None:
