@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from harness.compatibility.matrix import compatibility
 from harness.compatibility.result import RunFolders, Source
 from harness.errors import ConfigError
-from harness.export.past import history_url
 from harness.files import write_atomically
 from harness.paths import MODELS, REPOSITORY
 
@@ -81,6 +80,8 @@ def _sources(arguments: argparse.Namespace, stack: ExitStack) -> Sequence[Source
     if arguments.runs:
         sources.append(RunFolders(tuple(arguments.runs)))
     else:
+        from harness.export.past import history_url
+
         if url := history_url(arguments.reports, arguments.history):
             from harness.history.store import History
 

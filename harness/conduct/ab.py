@@ -18,7 +18,7 @@ from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.real import real_payload, run_real_prompt
 from harness.conduct.replies import run_prompt
 from harness.conduct.run_attempt import run_attempt
-from harness.conduct.run_cell import run_cell
+from harness.conduct.run_cell import not_built, run_cell
 from harness.errors import FailureClass, HarnessError
 from harness.farm.awake import kept_awake
 from harness.farm.deploy import DeployReport, deploy
@@ -58,12 +58,6 @@ def run_ab_cell(base: Run, candidate: Run, planned: Planned, first: str | None =
         return run_cell(candidate.bench(), cell, after, first=first)
     both = partial(ab_attempt, candidate.base_bench(), before, new_tokens=candidate.options.ab_tokens)
     return run_cell(candidate.bench(), cell, after, first=first, run=both)
-
-
-def not_built(cell: str, error: HarnessError) -> OutcomeRecord:
-    """The outcome of a cell whose artifact cannot be had."""
-    reason = f"{error.where}: {error.what}" if error.where else error.what
-    return OutcomeRecord(cell, Status.ERROR, error.failure_class, reason, error.remedy, error.evidence)
 
 
 def ab_attempt(

@@ -12,6 +12,7 @@ from harness.build.reference import Reference, load_reference
 from harness.errors import FailureClass
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
+from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
 from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone
@@ -20,7 +21,7 @@ from harness.farm.payload import Payload, sim_payload
 from harness.farm.prepare import Nurse
 from harness.matrix import Cell
 from harness.model_file import Mode
-from harness.results.records import CheckRecord, Record
+from harness.results.records import CheckRecord, DeployRecord, Record
 from harness.target import Target
 from harness.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -77,24 +78,28 @@ class Attempt:
         """What the phone is judged by."""
         return load_reference(self.artifact.reference)
 
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer that goes to the phone."""
+        return self.artifact.reference / self.reference.tokenizer
+
     @cached_property
     def runner_tokenizer(self) -> Tokenizer:
         """The tokenizer as the runner has it, which puts its own idea of BOS before a prompt."""
-        return load_tokenizer(self.artifact.reference / self.reference.tokenizer, as_runner=True)
+        return load_tokenizer(self.tokenizer_file, as_runner=True)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's."""
-        return load_tokenizer(self.artifact.reference / self.reference.tokenizer)
+        return load_tokenizer(self.tokenizer_file)
 
     @cached_property
     def payload(self) -> Payload:
         """The files it needs."""
-        tokenizer = self.artifact.reference / self.reference.tokenizer
         if self.bench.launcher is None:
-            return sim_payload(self.artifact.pte, tokenizer)
+            return sim_payload(self.artifact.pte, self.tokenizer_file)
         folder = self.bench.folder / "payload"
-        return sim_payload(self.artifact.pte, tokenizer, folder=folder, launcher=self.bench.launcher)
+        return sim_payload(self.artifact.pte, self.tokenizer_file, folder=folder, launcher=self.bench.launcher)
 
     @property
     def session_id(self) -> str:
@@ -113,6 +118,14 @@ class Attempt:
             return ()
         lengths = self.cell.lengths
         return ("--ngram", str(lengths.ngram), "--window", str(lengths.window), "--gcap", str(lengths.gcap))
+
+    def deploy(self, payload: Payload) -> DeployReport:
+        """Brings what a runner needs to the phone, and records it. Raises as `harness.farm.deploy.deploy`."""
+        self.say("deploying")
+        done = deploy(self.phone.link, payload.files)
+        counts = (done.pushed, done.reused, done.bytes, round(done.seconds, 3))
+        self.bench.record(DeployRecord(self.cell.id, self.phone.phone.name, *counts))
+        return done
 
     def folder(self, session: int | str) -> Path:
         """Where a session's evidence is kept."""

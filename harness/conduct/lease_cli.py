@@ -10,11 +10,6 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from harness.conduct.devices_cli import serial_of
-from harness.farm.lease_service import HostLeases
-from harness.inventory import load_inventory
-from harness.rack.manage import status
-
 TEXT = "leases of phones: ls shows who has which; break ends the holder of one"
 
 
@@ -31,6 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: an unknown phone.
         InfraError: the lease cannot be broken.
     """
+    from harness.conduct.devices import serial_of
+    from harness.farm.lease_service import HostLeases
+    from harness.inventory import load_inventory
+    from harness.rack.manage import status
+
     service = HostLeases()
     if arguments.action == "break":
         held = {holder.serial for holder in service.holders()}

@@ -11,32 +11,29 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from harness.conduct.attempt import Attempt, verdict
-from harness.errors import ConfigError, FailureClass
+from harness.conduct.prompt_session import fed_tokens, sample_record, take_session
+from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host import Reply
 from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
 from harness.evaluate.stock_scorer import StockScorer
 from harness.farm.awake import kept_awake
-from harness.farm.deploy import DeployReport, deploy
-from harness.farm.failures import Failure, classify
+from harness.farm.deploy import DeployReport
+from harness.farm.failures import Failure
 from harness.farm.payload import Payload, android_payload
-from harness.farm.prepare import prepare
-from harness.farm.session import SessionSpec, prompt_flags, run_session
-from harness.farm.vitals import read_vitals, throttle_text, throttled
+from harness.farm.session import SessionSpec, prompt_flags
 from harness.inventory import Phone
 from harness.model_file import Mode
-from harness.results.records import CheckRecord, DeployRecord, SampleRecord
+from harness.results.records import CheckRecord, SampleRecord
 from harness.runtime.program import ProgramInfo, read_info
 from harness.soc import Soc
 from harness.target import Target
 from harness.text.decoders import VERSIONS
 from harness.text.heldout import beginning
-from harness.text.templates import find_template, format_prompt
 
 BUILD_FOLDER = "HTPFARM_BUILD_FOLDER"
 """Names ExecuTorch's build for Android (`--build-folder`)."""
 START_LIMIT_S, STEP_LIMIT_S = 120.0, 2.0
-RETAKES = 3
 REPLY_TOKENS = 32
 """Tokens of each reply that are held against QDQ: each process dumps vocabulary × 2 bytes for every one."""
 
@@ -96,8 +93,8 @@ def sdk_root() -> Path:
 
 def real_payload(attempt: Attempt, soc: Soc) -> Payload:
     """What a real phone needs for a cell."""
-    tokenizer = attempt.artifact.reference / attempt.reference.tokenizer
-    return android_payload(attempt.artifact.pte, tokenizer, soc, build_folder=build_folder(), qnn_sdk_root=sdk_root())
+    pte, tokenizer = attempt.artifact.pte, attempt.tokenizer_file
+    return android_payload(pte, tokenizer, soc, build_folder=build_folder(), qnn_sdk_root=sdk_root())
 
 
 def run_on_real(attempt: Attempt) -> Failure | None:
@@ -108,10 +105,7 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     """
     cell, bench, link = attempt.cell, attempt.bench, attempt.phone.link
     payload = real_payload(attempt, cell.soc)
-    attempt.say("deploying")
-    deployed = deploy(link, payload.files)
-    counts = (deployed.pushed, deployed.reused, deployed.bytes, round(deployed.seconds, 3))
-    bench.record(DeployRecord(cell.id, attempt.phone.phone.name, *counts))
+    deployed = attempt.deploy(payload)
     with kept_awake(link):
         for number, prompt in enumerate(cell.model.prompts):
             attempt.say(f"prompt {number + 1}/{len(cell.model.prompts)}")
@@ -132,7 +126,7 @@ def prompt_spec(
     """The stock runner's command line for one prompt; `new_tokens`: how many to generate, None for the model's own."""
     cell = attempt.cell
     wanted = cell.model.max_new_tokens if new_tokens is None else new_tokens
-    seq_len = min(cell.lengths.max_seq_len, len(_fed(attempt, prompt)) + wanted)
+    seq_len = min(cell.lengths.max_seq_len, len(fed_tokens(attempt, prompt)) + wanted)
     system = ("--system_prompt", cell.model.system_prompt) if cell.model.system_prompt else ()
     flags = (
         *("--model_path", payload.model, "--tokenizer_path", payload.tokenizer),
@@ -145,13 +139,6 @@ def prompt_spec(
     limit = START_LIMIT_S + STEP_LIMIT_S * seq_len
     outputs = ("outputs.txt", "inference_speed.txt")
     return SessionSpec(attempt.session_id, number, payload.runner, flags, outputs=outputs, timeout_s=limit)
-
-
-def _fed(attempt: Attempt, prompt: str) -> list[int]:
-    """The tokens the runner feeds for a prompt, BOS and chat template included."""
-    model = attempt.cell.model
-    text = format_prompt(find_template(VERSIONS[model.decoder]), prompt, model.system_prompt or "")
-    return list(attempt.runner_tokenizer.encode(text, bos=True))
 
 
 def run_real_prompt(
@@ -174,44 +161,10 @@ def run_real_prompt(
     Raises:
         HarnessError: the phone or the connection failed.
     """
-    phone, into = attempt.phone, attempt.folder(number)
-    for retake in range(1, RETAKES + 1):
-        before = read_vitals(phone.link)
-        result = run_session(phone.link, deployed, prompt_spec(attempt, payload, prompt, number, new_tokens), into)
-        into.mkdir(parents=True, exist_ok=True)
-        for name, text in (("stdout", result.stdout), ("stderr", result.stderr), ("command", result.command)):
-            (into / f"{name}.txt").write_text(text, encoding="utf-8")
-        if failure := classify(result):
-            return failure
-        after = read_vitals(phone.link)
-        if not throttled(after, phone.phone.limits):
-            break
-        attempt.say(f"{throttle_text(after)}: the sample is void")
-        if retake == RETAKES:
-            return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
-        prepare(attempt.bench.nurse, phone.phone, phone.link)
-    observer = result.observer
-    assert observer is not None, "classify() refuses a session without one"
-    sample = SampleRecord(
-        cell=attempt.cell.id,
-        phone=phone.phone.name,
-        serial=phone.identity.serial,
-        soc=attempt.cell.soc.name,
-        target=Target.ANDROID,
-        session=number,
-        prompt=prompt,
-        prompt_tokens=observer.prompt_tokens,
-        generated_tokens=observer.generated_tokens,
-        text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
-        load_ms=observer.load_ms,
-        ttft_ms=observer.ttft_ms,
-        prefill_tok_s=observer.prefill_tok_s,
-        decode_tok_s=observer.decode_tok_s,
-        settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": False},
-        raw={**vars(observer), "vitals": {"before": before.record(), "after": after.record()}},
-        attempt=attempt.number,
-        pair=pair,
-    )
+    taken = take_session(attempt, deployed, prompt_spec(attempt, payload, prompt, number, new_tokens), number)
+    if isinstance(taken, Failure):
+        return taken
+    sample = sample_record(attempt, prompt, number, taken, settings={"ignore_eos": False}, pair=pair)
     attempt.bench.record(sample)
     return sample
 
@@ -244,7 +197,7 @@ def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: 
         replies: list[Reply] = []
         bench.host.scorer(attempt.artifact.reference, "QDQ")
         for prompt in cell.model.prompts:
-            fed = _fed(attempt, prompt)
+            fed = fed_tokens(attempt, prompt)
             new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
             replies.append((tuple(fed), tuple(new)))
         reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Any
 
 from harness.conduct.attempt import Attempt
-from harness.errors import ConfigError, FailureClass
+from harness.conduct.prompt_session import fed_tokens, sample_record, take_session
+from harness.errors import ConfigError
 from harness.evaluate.host import Reply
 from harness.farm.deploy import DeployReport
-from harness.farm.failures import Failure, classify
-from harness.farm.prepare import prepare
-from harness.farm.session import SessionResult, SessionSpec, prompt_flags, run_session
-from harness.farm.vitals import read_vitals, throttle_text, throttled
+from harness.farm.failures import Failure
+from harness.farm.session import SessionSpec, prompt_flags
 from harness.model_file import Mode
 from harness.results.records import SampleRecord
 from harness.text.decoders import VERSIONS
-from harness.text.templates import find_template, format_prompt
 
 # The simulator takes seconds a step with a large vocabulary, a phone milliseconds: a limit, not an expectation.
 STEP_LIMIT_S = 30.0
 START_LIMIT_S = 120.0
-RETAKES = 3
-"""How often a sample is taken that ends throttled, before the cell gives up."""
 
 
 def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failure:
@@ -62,25 +56,24 @@ def run_prompt(
     Raises:
         HarnessError: the phone or the connection failed.
     """
-    spec = session_spec(attempt, prompt, session, new_tokens)
-    for retake in range(1, RETAKES + 1):
-        before = read_vitals(attempt.phone.link)
-        result = run_session(attempt.phone.link, deployed, spec, attempt.folder(session))
-        _keep_logs(attempt, session, result)
-        if failure := classify(result):
-            return failure
-        after = read_vitals(attempt.phone.link)
-        if not throttled(after, attempt.phone.phone.limits):
-            break
-        attempt.say(f"{throttle_text(after)}: the sample is void")
-        if retake == RETAKES:
-            return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
-        prepare(attempt.bench.nurse, attempt.phone.phone, attempt.phone.link)
-    stats = json.loads(result.files["stats.json"].read_text(encoding="utf-8"))
-    vitals = {"before": before.record(), "after": after.record()}
-    sample = replace(_sample(attempt, prompt, session, result, stats, vitals), pair=pair)
-    attempt.bench.record(sample)
+    taken = take_session(attempt, deployed, session_spec(attempt, prompt, session, new_tokens), session)
+    if isinstance(taken, Failure):
+        return taken
+    stats = json.loads(taken.result.files["stats.json"].read_text(encoding="utf-8"))
     turn = stats["turns"][0]
+    sample = sample_record(
+        attempt,
+        prompt,
+        session,
+        taken,
+        settings={"ignore_eos": True, "seed": 0},
+        raw={"turns": stats["turns"]},
+        peak_rss_mb=round(stats["peak_rss_kib"] / 1024, 1),
+        decode_steps=turn["decode_steps"],
+        accepted_tokens=turn["accepted"] if attempt.cell.mode is Mode.LOOKAHEAD else None,
+        pair=pair,
+    )
+    attempt.bench.record(sample)
     return sample, (tuple(turn["prompt_tokens"]), tuple(turn["tokens"]))
 
 
@@ -119,8 +112,7 @@ def _prompt_tokens(attempt: Attempt, prompt: str, number: int) -> int:
         ConfigError: more than the context, or lookahead's part of it, has room for.
     """
     model, cell = attempt.cell.model, attempt.cell
-    template = find_template(VERSIONS[model.decoder])
-    count = len(attempt.runner_tokenizer.encode(format_prompt(template, prompt, model.system_prompt or ""), bos=True))
+    count = len(fed_tokens(attempt, prompt))
     step = cell.lengths.lookahead_ar_len if cell.mode is Mode.LOOKAHEAD else 1
     if count > (limit := cell.lengths.max_seq_len - step):
         raise ConfigError(
@@ -130,46 +122,3 @@ def _prompt_tokens(attempt: Attempt, prompt: str, number: int) -> int:
             remedy="shorten it, or compile with a longer --max-seq-len",
         )
     return count
-
-
-def _keep_logs(attempt: Attempt, session: int, result: SessionResult) -> None:
-    into = attempt.folder(session)
-    into.mkdir(parents=True, exist_ok=True)
-    (into / "stdout.txt").write_text(result.stdout, encoding="utf-8")
-    (into / "stderr.txt").write_text(result.stderr, encoding="utf-8")
-    (into / "command.txt").write_text(result.command + "\n", encoding="utf-8")
-
-
-def _sample(
-    attempt: Attempt,
-    prompt: str,
-    session: int,
-    result: SessionResult,
-    stats: dict[str, Any],
-    vitals: dict[str, dict[str, object]],
-) -> SampleRecord:
-    observer = result.observer
-    assert observer is not None, "classify() refuses a session without one"
-    turn = stats["turns"][0]
-    return SampleRecord(
-        cell=attempt.cell.id,
-        phone=attempt.phone.phone.name,
-        serial=attempt.phone.identity.serial,
-        soc=attempt.cell.soc.name,
-        target=attempt.bench.target,
-        session=session,
-        prompt=prompt,
-        prompt_tokens=observer.prompt_tokens,
-        generated_tokens=observer.generated_tokens,
-        text=result.files["outputs.txt"].read_text(encoding="utf-8", errors="replace"),
-        load_ms=observer.load_ms,
-        ttft_ms=observer.ttft_ms,
-        prefill_tok_s=observer.prefill_tok_s,
-        decode_tok_s=observer.decode_tok_s,
-        peak_rss_mb=round(stats["peak_rss_kib"] / 1024, 1),
-        settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, "ignore_eos": True, "seed": 0},
-        raw={**vars(observer), "turns": stats["turns"], "vitals": vitals},
-        attempt=attempt.number,
-        decode_steps=turn["decode_steps"],
-        accepted_tokens=turn["accepted"] if attempt.cell.mode is Mode.LOOKAHEAD else None,
-    )

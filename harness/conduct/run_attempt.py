@@ -7,9 +7,7 @@ from harness.conduct.attempt import Attempt, verdict
 from harness.conduct.real import run_on_real
 from harness.conduct.replies import run_prompts
 from harness.evaluate.judge import delegation_check, text_check
-from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
-from harness.results.records import DeployRecord
 from harness.runtime.program import read_info
 from harness.target import Target
 
@@ -26,9 +24,7 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     cell, bench = attempt.cell, attempt.bench
     if bench.target is Target.ANDROID:
         return run_on_real(attempt)
-    attempt.say("deploying")
-    deployed = deploy(attempt.phone.link, attempt.payload.files)
-    bench.record(_deploy_record(attempt, deployed))
+    deployed = attempt.deploy(attempt.payload)
     replies = run_prompts(attempt, deployed)
     if isinstance(replies, Failure):
         return replies
@@ -40,14 +36,3 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     for check in checks:
         bench.record(check)
     return verdict(checks)
-
-
-def _deploy_record(attempt: Attempt, deployed: DeployReport) -> DeployRecord:
-    return DeployRecord(
-        attempt.cell.id,
-        attempt.phone.phone.name,
-        deployed.pushed,
-        deployed.reused,
-        deployed.bytes,
-        round(deployed.seconds, 3),
-    )

@@ -10,7 +10,7 @@ from harness.build.cache import Artifact
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.retry import again, verdict_class
 from harness.conduct.run_attempt import run_attempt
-from harness.errors import FailureClass, InfraError
+from harness.errors import FailureClass, HarnessError, InfraError
 from harness.farm.evidence import collect
 from harness.farm.failures import Failure, classify_exception
 from harness.farm.health import BLAMED, HealthBook, HealthState
@@ -80,6 +80,12 @@ def run_cell(
     bench.record(outcome)
     bench.say(outcome.phone or "", f"{cell.id}: {outcome.status} after {outcome.seconds:.0f} s")
     return outcome
+
+
+def not_built(cell: str, error: HarnessError) -> OutcomeRecord:
+    """The outcome of a cell whose artifact cannot be had."""
+    reason = f"{error.where}: {error.what}" if error.where else error.what
+    return OutcomeRecord(cell, Status.ERROR, error.failure_class, reason, error.remedy, error.evidence)
 
 
 def carry_out(run: Callable[[Attempt], Failure | None], attempt: Attempt) -> Failure | None:

@@ -15,7 +15,6 @@ from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
-from harness.conduct.ab import not_built, run_ab_cell
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, build_file, wait_for_artifact
 from harness.conduct.distribute import assigned_phone
@@ -24,7 +23,7 @@ from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
 from harness.conduct.real import check_real, target_of
 from harness.conduct.resume import Resumed, check_same, resumed
-from harness.conduct.run_cell import run_cell
+from harness.conduct.run_cell import not_built, run_cell
 from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
 from harness.evaluate.choice import EvalChoice
@@ -151,6 +150,8 @@ class Run:
         """Carries a cell out; records and returns its outcome. Never raises for the cell's own failures."""
         cell = planned.cell
         if self.base is not None and not self.options.compile_only:
+            from harness.conduct.ab import run_ab_cell  # loads scipy, a second that runs of one side do without
+
             return run_ab_cell(self.base, self, planned, assigned_phone(self.folder, cell.id))
         try:
             artifact = self.wait_for_artifact(planned)
