@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -22,6 +21,7 @@ from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
 from harness.build.preflight import available_mb, estimate
+from harness.build.process import end_group, worker_process
 from harness.build.room import Room
 from harness.errors import BuildError, ConfigError, EnvError
 from harness.matrix import Cell
@@ -220,7 +220,7 @@ class Builder:
         job_file, log = self._logs / f"{stem}.json", self._logs / f"{stem}.log"
         job_file.write_text(job.to_json(), encoding="utf-8")
         names = {r.artifact.key: f"{r.cell.model.name}-{r.cell.mode}-{r.cell.soc.name}" for r in requests}
-        with _process(self._toolchain, job_file) as process:
+        with worker_process(self._toolchain, "harness.build.worker", job_file) as process:
             watcher = threading.Thread(target=self._watch, args=(process, seen), daemon=True)
             watcher.start()
             with log.open("a", encoding="utf-8") as stream:
@@ -263,33 +263,10 @@ class Builder:
                 reason = f"the build worker took {used:.0f} MB, over its limit of {self._limits.memory_mb:.0f} MB"
             if reason:
                 seen.killed = reason
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                end_group(process)
                 return
             # Asking the kernel for the share of a large process takes a while: no more than a tenth of the time.
             self._stop.wait(max(0.5, 10 * took))
-
-
-@contextlib.contextmanager
-def _process(toolchain: Toolchain, job_file: Path) -> Iterator[subprocess.Popen[str]]:
-    """A worker in a process group of its own, that dies with us."""
-    process = subprocess.Popen(
-        [str(toolchain.python), "-m", "harness.build.worker", str(job_file)],
-        env={**toolchain.environment(), "OMP_WAIT_POLICY": "passive"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        process_group=0,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _tree_mb(pid: int) -> float:

@@ -16,7 +16,7 @@ import psutil
 from harness.build.families import weight_count
 from harness.errors import EnvError
 from harness.matrix import Cell
-from harness.model_file import Lengths, Mode
+from harness.model_file import Lengths, Mode, Params
 from harness.models import ModelSpec
 
 COEFFICIENTS_MB = (1043.0, 14.8, 2.9, 3.7)
@@ -51,10 +51,15 @@ def features(model: ModelSpec, modes: Collection[Mode]) -> tuple[float, ...]:
     """What memory is linear in: 1; and, times graphs: millions of weights in layers, of those in the embedding and the
     output layer, layers.
     """
-    ends = 2 * model.params.vocab_size * model.params.dim
     count = graphs(modes)
-    layers = (weight_count(model.params) - ends) / 1e6
-    return 1.0, layers * count, ends / 1e6 * count, float(model.params.n_layers * count)
+    layers, ends = _weights(model.params)
+    return 1.0, layers / 1e6 * count, ends / 1e6 * count, float(model.params.n_layers * count)
+
+
+def _weights(params: Params) -> tuple[int, int]:
+    """Weights in layers; those of the embedding and the output layer."""
+    ends = 2 * params.vocab_size * params.dim
+    return weight_count(params) - ends, ends
 
 
 def estimate(model: ModelSpec, modes: Collection[Mode]) -> Estimate:
@@ -77,8 +82,7 @@ def context_bytes(model: ModelSpec) -> int:
     """
     params = model.params
     layer_bits = 8 if model.recipe.weights == "16a8w" or (model.recipe.weights is None and not model.lpbq) else 4
-    ends = 2 * params.vocab_size * params.dim
-    layers = weight_count(params) - ends
+    layers, _ = _weights(params)
     each = max(1, params.n_layers // model.shards)
     return int(layers / params.n_layers * each * layer_bits / 8 + params.vocab_size * params.dim * 3)
 

@@ -29,6 +29,7 @@ class Host:
         self._folder = Path()
         self._modules: dict[Ground, HostScorer] = {}
         self._scores: dict[tuple[Ground, HeldOut], GroundScore] = {}
+        self._logits: dict[tuple[int, ...], npt.NDArray[np.float64]] = {}
 
     def scorer(self, folder: Path, ground: Ground) -> HostScorer:
         """FP or QDQ of a reference folder.
@@ -37,7 +38,7 @@ class Host:
             ConfigError: the folder has no such module: the model was too large to keep it.
         """
         if folder != self._folder:
-            self._folder, self._modules, self._scores = folder, {}, {}
+            self._folder, self._modules, self._scores, self._logits = folder, {}, {}, {}
         if ground not in self._modules:
             path = folder / FILES[ground]
             if not path.is_file():
@@ -61,9 +62,11 @@ class Host:
         """QDQ's logits [len(tokens), vocab]; None where its module was not kept."""
         if not (folder / QDQ_FILE).is_file():
             return None
-        module = self.scorer(folder, "QDQ").module
-        with torch_threads(1):
-            return module.run(tuple(tokens)).logits
+        module, key = self.scorer(folder, "QDQ").module, tuple(tokens)
+        if key not in self._logits:  # the same for every SoC and mode
+            with torch_threads(1):
+                self._logits[key] = module.run(key).logits
+        return self._logits[key]
 
     def check_texts(
         self, folder: Path, reference: Reference, replies: Sequence[Reply], noise: float

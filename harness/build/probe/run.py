@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
@@ -19,6 +16,7 @@ from filelock import FileLock, Timeout
 from harness.build.events import parse
 from harness.build.probe.job import ProbeJob, from_dict, to_dict
 from harness.build.probe.marks import Observation
+from harness.build.process import end_group, worker_process
 from harness.errors import BuildError, EnvError
 from harness.files import write_atomically
 from harness.gates import GATES
@@ -129,37 +127,20 @@ def _ask(toolchain: Toolchain, job: ProbeJob) -> Iterator[Observation]:
     """Runs a worker in a process group of its own, under a time limit, and yields what it says."""
     file, log = job.folder / "job.json", job.folder / "worker.log"
     file.write_text(job.to_json(), encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "harness.build.probe.worker", str(file)],
-        env={**toolchain.environment(), "OMP_WAIT_POLICY": "passive"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        process_group=0,
-    )
-
-    def end() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-    limit = threading.Timer(WORKER_SECONDS, end)
-    limit.daemon = True
-    limit.start()
-    try:
-        with log.open("w", encoding="utf-8") as stream:
-            for line in process.stdout or ():
-                event = parse(line)
-                if event is None:
-                    stream.write(line)
-                elif event.kind == "probed":
-                    yield from_dict(json.loads(event.detail))
-    finally:
-        limit.cancel()
-        if process.poll() is None:
-            end()
-        process.wait()
+    with worker_process(toolchain, "harness.build.probe.worker", file) as process:
+        limit = threading.Timer(WORKER_SECONDS, end_group, [process])
+        limit.daemon = True
+        limit.start()
+        try:
+            with log.open("w", encoding="utf-8") as stream:
+                for line in process.stdout or ():
+                    event = parse(line)
+                    if event is None:
+                        stream.write(line)
+                    elif event.kind == "probed":
+                        yield from_dict(json.loads(event.detail))
+        finally:
+            limit.cancel()
 
 
 def _sorted(seen: Iterable[Observation]) -> tuple[Observation, ...]:
