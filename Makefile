@@ -18,7 +18,7 @@ test: $(STAMP)
 device: $(STAMP)
 	$(VENV)/bin/pytest -m device -n 4
 
-# One row of each architecture family at toy size; all of them: pytest -m device --models all-twins.
+# One row of each architecture family at toy size, as CI runs it; all of them: pytest -m device --models all-twins.
 twins: $(STAMP)
 	$(VENV)/bin/pytest -m device -n 2 --models family-twins --modes kv --socs SM8650 --any-phone
 

@@ -28,6 +28,7 @@ class Reference:
         fp_each, qdq_each: log-likelihood of each of its tokens under the float model and under QDQ, nats.
         tokenizer: file name of the tokenizer in the folder.
         logits_scale: one step of the quantised logits.
+        sliding_window: tokens that the model's windowed layers see; None where it has none.
     """
 
     context: int
@@ -36,6 +37,7 @@ class Reference:
     qdq_each: tuple[float, ...]
     tokenizer: str
     logits_scale: float
+    sliding_window: int | None = None
 
     def to_json(self) -> str:
         """As JSON text."""
@@ -54,4 +56,5 @@ def load_reference(folder: Path) -> Reference:
         tuple(raw["qdq_each"]),
         raw["tokenizer"],
         raw["logits_scale"],
+        raw["sliding_window"],
     )

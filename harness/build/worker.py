@@ -85,7 +85,9 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
             qdq = text.score(logits)
             scale = decoders.decode.meta["get_logits_scale"]
             tokenizer = text.tokenizer_file.name
-            reference = Reference(job.lengths.max_seq_len, text.held_out, fp, qdq, tokenizer, scale)
+            reference = Reference(
+                job.lengths.max_seq_len, text.held_out, fp, qdq, tokenizer, scale, spec.params.sliding_window
+            )
             for file in tokenizer_files(text.tokenizer_file):
                 shutil.copy(file, folder / file.name)
             if keep:

@@ -1,12 +1,16 @@
-"""What one process of the runner, that stays, is asked of a cell: log-likelihoods, times to first token, tasks."""
+"""What one process of the runner, that stays, is asked of a cell: scores, logits, times to first token, tasks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from harness.conduct.attempt import Attempt
 from harness.evaluate.grounds import GroundScore, score_text
-from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, worst_noise
+from harness.evaluate.host import Reply
+from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check, worst_noise
 from harness.evaluate.phone_scorer import PhoneScorer
 from harness.evaluate.scorer import Scorer
 from harness.evaluate.sqnr import sqnr_db
@@ -32,16 +36,12 @@ LOGITS_VALUES = 1 << 20
 START_LIMIT_S = 300.0
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """The checks made, and by how much the phone's log-likelihoods differ from QDQ's: RMS in nats."""
+def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence[Reply]) -> tuple[CheckRecord, ...]:
+    """Scores the held-out text on all grounds, judges the replies, times prompts of all lengths, runs the tasks asked.
 
-    checks: tuple[CheckRecord, ...]
-    noise: float
-
-
-def measure_accuracy(attempt: Attempt, deployed: DeployReport) -> Accuracy:
-    """Scores the held-out text on all grounds, times prompts of all lengths, runs the tasks asked for.
+    Args:
+        attempt, deployed: what is run, and what is on the phone.
+        replies: what the cell's prompts gave.
 
     Raises:
         HarnessError: the phone, the connection or the runner failed.
@@ -58,16 +58,18 @@ def measure_accuracy(attempt: Attempt, deployed: DeployReport) -> Accuracy:
     resident = Resident(attempt.phone.link, deployed, spec)
     try:
         with resident:
-            accuracy = _perplexities(attempt, resident)
+            checks, noise = _perplexities(attempt, resident)
+            checks = (*checks, *_logits_check(attempt, resident), *_texts(attempt, resident, replies, noise))
             _ttft(attempt, resident)
             if attempt.bench.evaluation.tasks:
                 _tasks(attempt, resident)
     finally:
         resident.write_stderr(attempt.folder("accuracy") / "stderr.txt")
-    return accuracy
+    return checks
 
 
-def _perplexities(attempt: Attempt, resident: Resident) -> Accuracy:
+def _perplexities(attempt: Attempt, resident: Resident) -> tuple[tuple[CheckRecord, ...], float]:
+    """The checks, and by how much the phone's log-likelihoods differ from QDQ's: RMS in nats."""
     model, bench, reference = attempt.cell.model, attempt.bench, attempt.reference
     text = _text(attempt, bench.evaluation.tokens or model.eval.tokens)
     phone: list[GroundScore] = []
@@ -86,8 +88,7 @@ def _perplexities(attempt: Attempt, resident: Resident) -> Accuracy:
         bench.record(score.record(attempt.cell.id))
     rms = worst_noise(qdq, phone)
     checks = perplexity_checks(attempt.cell.id, fp, qdq, phone, model.bounds)
-    checks = (*checks, *_logits_check(attempt, resident))
-    return Accuracy((*checks, noise_check(attempt.cell.id, rms, model.bounds)), rms)
+    return (*checks, noise_check(attempt.cell.id, rms, model.bounds)), rms
 
 
 def _logits_check(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ...]:
@@ -101,6 +102,23 @@ def _logits_check(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ..
         tokens = window[:KV_LOGITS] if graph == "kv" else window
         found[graph] = sqnr_db(qdq[: len(tokens)], PhoneScorer(resident, graph).logits(tokens)), len(tokens)
     return (logits_check(attempt.cell.id, found, attempt.cell.model.bounds),)
+
+
+def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise: float) -> tuple[CheckRecord, ...]:
+    """The replies against QDQ; none where the model is too large to keep QDQ: perplexity alone judges then."""
+    folder, host = attempt.artifact.reference, attempt.bench.host
+    if not host.keeps(folder):
+        return ()
+    attempt.say("comparing the text with QDQ's")
+    prefill = PhoneScorer(resident, "prefill") if attempt.cell.mode is Mode.LOOKAHEAD else None
+
+    def by_prefill(tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+        assert prefill is not None
+        row: npt.NDArray[np.float64] = prefill.logits(tokens, last=1)[0]
+        return row
+
+    reports = host.check_texts(folder, attempt.reference, replies, noise, by_prefill if prefill else None)
+    return (text_check(attempt.cell.id, reports),)
 
 
 def _text(attempt: Attempt, tokens: int) -> HeldOut:

@@ -193,14 +193,12 @@ def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: 
     rms = worst_noise(qdq, [phone])
     bounds = cell.model.bounds
     checks = (*perplexity_checks(cell.id, fp, qdq, [phone], bounds), noise_check(cell.id, rms, bounds))
-    try:
-        replies: list[Reply] = []
-        bench.host.scorer(attempt.artifact.reference, "QDQ")
-        for prompt in cell.model.prompts:
-            fed = fed_tokens(attempt, prompt)
-            new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
-            replies.append((tuple(fed), tuple(new)))
-        reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)
-    except ConfigError:  # the model is too large for its QDQ module to be kept: perplexity alone judges
+    if not bench.host.keeps(attempt.artifact.reference):  # the model is too large: perplexity alone judges
         return checks
+    replies: list[Reply] = []
+    for prompt in cell.model.prompts:
+        fed = fed_tokens(attempt, prompt)
+        new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
+        replies.append((tuple(fed), tuple(new)))
+    reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)
     return (*checks, text_check(cell.id, reports))

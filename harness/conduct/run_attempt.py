@@ -6,7 +6,7 @@ from harness.conduct.accuracy import measure_accuracy
 from harness.conduct.attempt import Attempt, verdict
 from harness.conduct.real import run_on_real
 from harness.conduct.replies import run_prompts
-from harness.evaluate.judge import delegation_check, text_check
+from harness.evaluate.judge import delegation_check
 from harness.farm.failures import Failure
 from harness.runtime.program import read_info
 from harness.target import Target
@@ -28,11 +28,9 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     replies = run_prompts(attempt, deployed)
     if isinstance(replies, Failure):
         return replies
-    accuracy = measure_accuracy(attempt, deployed)
-    attempt.say("comparing the text with QDQ's")
-    reports = bench.host.check_texts(attempt.artifact.reference, attempt.reference, replies, accuracy.noise)
+    found = measure_accuracy(attempt, deployed, replies)
     operators = read_info(attempt.artifact.pte).operators
-    checks = (delegation_check(cell.id, operators), *accuracy.checks, text_check(cell.id, reports))
+    checks = (delegation_check(cell.id, operators), *found)
     for check in checks:
         bench.record(check)
     return verdict(checks)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from harness.build.reference import FP_FILE, QDQ_FILE, Reference
+from harness.build.reference import FP_FILE, QDQ_FILE, Reference, load_reference
 from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host_scorer import HostScorer, torch_threads
-from harness.evaluate.text import TextReport, check_text
+from harness.evaluate.text import TextReport, Witness, check_text
 from harness.results.records import Ground
 from harness.text.heldout import HeldOut
 
@@ -47,8 +47,12 @@ class Host:
                     where=str(path),
                     remedy="leave out --eval-tokens and --eval-tasks: the scores made at compile time are used then",
                 )
-            self._modules[ground] = HostScorer(path)
+            self._modules[ground] = HostScorer(path, load_reference(folder).sliding_window)
         return self._modules[ground]
+
+    def keeps(self, folder: Path) -> bool:
+        """Whether QDQ of a reference folder can be run: large models' modules are not kept."""
+        return (folder / QDQ_FILE).is_file()
 
     def grounds(self, folder: Path, reference: Reference, text: HeldOut) -> tuple[GroundScore, GroundScore]:
         """FP's and QDQ's scores of a text: those made at compile time where it is the same text, else made now."""
@@ -60,7 +64,7 @@ class Host:
 
     def logits(self, folder: Path, tokens: Sequence[int]) -> npt.NDArray[np.float64] | None:
         """QDQ's logits [len(tokens), vocab]; None where its module was not kept."""
-        if not (folder / QDQ_FILE).is_file():
+        if not self.keeps(folder):
             return None
         module, key = self.scorer(folder, "QDQ").module, tuple(tokens)
         if key not in self._logits:  # the same for every SoC and mode
@@ -69,12 +73,17 @@ class Host:
         return self._logits[key]
 
     def check_texts(
-        self, folder: Path, reference: Reference, replies: Sequence[Reply], noise: float
+        self,
+        folder: Path,
+        reference: Reference,
+        replies: Sequence[Reply],
+        noise: float,
+        witness: Witness | None = None,
     ) -> tuple[TextReport, ...]:
-        """Each reply against QDQ; `noise` as in `check_text`."""
+        """Each reply against QDQ; `noise` and `witness` as in `check_text`."""
         module = self.scorer(folder, "QDQ").module
         with torch_threads(1):
-            return tuple(check_text(module, *reply, reference.logits_scale, noise) for reply in replies)
+            return tuple(check_text(module, *reply, reference.logits_scale, noise, witness) for reply in replies)
 
     def _score(self, folder: Path, ground: Ground, text: HeldOut) -> GroundScore:
         scorer = self.scorer(folder, ground)

@@ -91,11 +91,13 @@ def delegation_check(cell: str, operators: Sequence[str]) -> CheckRecord:
 
 
 def text_check(cell: str, reports: tuple[TextReport, ...]) -> CheckRecord:
-    """All replies against QDQ: no mismatch, near ties allowed and counted."""
+    """All replies against QDQ: no mismatch, near ties and what the witness vouches for allowed and counted."""
     compared = sum(report.compared for report in reports)
     ties = sum(len(report.near_ties) for report in reports)
     wrong = [difference for report in reports for difference in report.mismatches]
     text = f"{compared} greedy tokens as QDQ's, {ties} of them near ties"
+    if vouched := [difference for report in reports for difference in report.vouched]:
+        text += f", {len(vouched)} as the prefill graph's instead ({describe(vouched[0])})"
     if wrong:
         text = f"{len(wrong)} of {compared} greedy tokens are not QDQ's; {describe(wrong[0])}"
     return CheckRecord(cell, "text_as_qdq", not wrong and compared > 0, float(len(wrong)), 0.0, text)

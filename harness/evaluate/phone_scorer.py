@@ -87,14 +87,17 @@ class PhoneScorer:
             self._progress(len(results), len(windows))
         return results
 
-    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Logits [len(tokens), vocab] of each token, from an empty cache, dequantised. Raises as `Resident.request`."""
+    def logits(self, tokens: Sequence[int], last: int | None = None) -> npt.NDArray[np.float64]:
+        """Logits [n, vocab] after each token, or after each of the `last` ones, from an empty cache, dequantised.
+
+        Raises as `Resident.request`.
+        """
+        rows = len(tokens) if last is None else last
         limit = ANSWER_LIMIT_S + len(tokens) * self._step_limit_s
-        answer = self._resident.request("logits", timeout_s=limit, graph=self._graph, tokens=list(tokens))
+        answer = self._resident.request("logits", timeout_s=limit, graph=self._graph, tokens=list(tokens), last=rows)
         try:
             raw = np.frombuffer(base64.b64decode(answer["logits"]), dtype=answer["dtype"])
-            shape = len(tokens), self.vocab
-            return dequantise(raw.reshape(shape), float(answer["scale"]), int(answer["zero_point"]))
+            return dequantise(raw.reshape(rows, self.vocab), float(answer["scale"]), int(answer["zero_point"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ProductError(f"the runner's logits have another form: {error}", where="logits") from None
 

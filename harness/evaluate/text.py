@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from harness.runtime.reference import Difference, QdqReference, difference
+
+Witness = Callable[[Sequence[int]], npt.NDArray[np.float64]]
+"""Token ids → the logits [V] after them, by another graph of the phone's `.pte`."""
 
 
 @dataclass(frozen=True)
@@ -15,11 +21,13 @@ class TextReport:
     Attributes:
         compared: tokens compared.
         near_ties: tokens that differ where QDQ's logits of both are nearly equal: within four times the noise.
+        vouched: tokens that differ by more, but which the witness chose as well, or nearly.
         mismatches: tokens that differ otherwise: the phone is wrong.
     """
 
     compared: int
     near_ties: tuple[Difference, ...]
+    vouched: tuple[Difference, ...]
     mismatches: tuple[Difference, ...]
 
 
@@ -30,7 +38,12 @@ NOISE_MULTIPLE = 4.0
 
 
 def check_text(
-    reference: QdqReference, prompt: Sequence[int], tokens: Sequence[int], logits_scale: float, noise: float
+    reference: QdqReference,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    logits_scale: float,
+    noise: float,
+    witness: Witness | None = None,
 ) -> TextReport:
     """Compares a greedy reply with QDQ, token by token, in one pass of the QDQ graph.
 
@@ -42,6 +55,9 @@ def check_text(
         tokens: the reply; with the prompt at most one more than the context.
         logits_scale: one step of the quantised logits.
         noise: RMS by which the phone's log-likelihoods differ from QDQ's, in nats, measured on the held-out text.
+        witness: asked where the phone and QDQ part by more than a near tie. For lookahead, which promises kv's tokens
+            and not QDQ's: a single logit may be further from QDQ's than four times the RMS, and then every graph of
+            the `.pte` says so.
     """
     tie_steps = max(LEAST_TIE_STEPS, NOISE_MULTIPLE * noise / logits_scale)
     rows = reference.run([*prompt, *tokens[:-1]]).logits[len(prompt) - 1 :]
@@ -50,11 +66,18 @@ def check_text(
         best = int(row.argmax())
         if got != best:
             differences.append(difference(index, got, best, row / logits_scale, tie_steps))
-    return TextReport(
-        len(tokens),
-        tuple(d for d in differences if d.near_tie),
-        tuple(d for d in differences if not d.near_tie),
-    )
+    ties = tuple(d for d in differences if d.near_tie)
+    far = [d for d in differences if not d.near_tie]
+
+    def borne_out(found: Difference) -> bool:
+        if witness is None:
+            return False
+        row = witness([*prompt, *tokens[: found.index]])
+        best = int(row.argmax())
+        return found.got == best or difference(0, found.got, best, row / logits_scale, tie_steps).near_tie
+
+    vouched = tuple(d for d in far if borne_out(d))
+    return TextReport(len(tokens), ties, vouched, tuple(d for d in far if d not in vouched))
 
 
 def describe(difference: Difference) -> str:

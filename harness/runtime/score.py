@@ -76,15 +76,15 @@ def score(session: Session, windows: Sequence[Window], graph: GraphChoice) -> li
     return results
 
 
-def logits(session: Session, tokens: Sequence[int], graph: GraphChoice) -> npt.NDArray[np.generic]:
-    """Raw logits [len(tokens),V] of each token, from an empty cache, which it leaves. Errors as `score`."""
+def logits(session: Session, tokens: Sequence[int], graph: GraphChoice, last: int) -> npt.NDArray[np.generic]:
+    """Raw logits [last,V] after the `last` tokens, from an empty cache, which it leaves. Errors as `score`."""
     check_windows(session.info, [Window(tuple(tokens), tuple(tokens))], graph)
     rows: list[npt.NDArray[np.generic]] = []
     session.rewind(0)
     chosen = session.info.graphs[KV_GRAPH if graph == "kv" else PREFILL_GRAPH]
     session.feed(tokens, graph=chosen, keep=False, on_rows=lambda raw: rows.append(raw.copy()))
     session.rewind(0)
-    return np.concatenate(rows)
+    return np.concatenate(rows)[-last:]
 
 
 def score_rows(

@@ -11,8 +11,9 @@ request has an `op` and an `id`, which its one answer repeats:
 - `score`: `graph` ("kv" or "prefill"), `windows` [{"input": [ids], "target": [ids]}] → `windows` [{"logprobs" in nats,
   "greedy", "steps", "seconds"}]; see `harness.runtime.score`. Each window starts from an empty cache. Logits are not
   sent. Ask for few windows at a time to show progress.
-- `logits`: `graph`, `tokens` [ids] → `logits` of each token, from an empty cache: little-endian uint16 (or float32)
-  [tokens, vocab] in base64, with their `dtype`, `scale` and `zero_point`. For small models: a frame has to hold them.
+- `logits`: `graph`, `tokens` [ids] and, if need be, `last` → `logits` after each token, or each of the `last` ones,
+  from an empty cache: little-endian uint16 (or float32) [tokens, vocab] in base64, with their `dtype`, `scale` and
+  `zero_point`. A frame has to hold them.
 - `generate`: `tokens` (prompt ids, BOS included), `max_new` and, if need be, `stop` [], `temperature` 0.0, `seed` 0,
   `fresh` true → `tokens` (a stop token included), `stopped`, `ttft_ms` (from the request being read to the first token;
   tokenising is the host's), `decode_ms`, `prefill_steps`, `decode_steps`, `accepted` (tokens that lookahead saved steps
@@ -50,7 +51,7 @@ from harness.text.tokenizer import Tokenizer
 _READ = 1 << 20
 _FIELDS = {
     "score": {"graph", "windows"},
-    "logits": {"graph", "tokens"},
+    "logits": {"graph", "tokens", "last"},
     "generate": {"tokens", "max_new", "stop", "temperature", "seed", "fresh"},
     "quit": set[str](),
 }
@@ -212,7 +213,9 @@ class _Server:
         tokens = {"input": request.get("tokens"), "target": request.get("tokens")}
         parsed = parse_request({"graph": request.get("graph"), "windows": [tokens]}, "logits")
         check_windows(info, parsed.windows, parsed.graph)
-        count = len(parsed.windows[0].inputs)
+        count = request.get("last", len(parsed.windows[0].inputs))
+        if type(count) is not int or not 1 <= count <= len(parsed.windows[0].inputs):
+            raise ConfigError(f"last is {count!r}; a whole number from 1 to the tokens' number is wanted", where="last")
         if count * info.vocab * 4 > MAX_FRAME // 2:
             raise ConfigError(
                 f"logits of {count} tokens over a vocabulary of {info.vocab} do not fit a message",
@@ -221,7 +224,7 @@ class _Server:
             )
         self._forget()
         try:
-            raw = logits(self.session, parsed.windows[0].inputs, parsed.graph)
+            raw = logits(self.session, parsed.windows[0].inputs, parsed.graph, count)
         finally:
             self._forget()
         return {

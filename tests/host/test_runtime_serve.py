@@ -271,6 +271,8 @@ WINDOW = {"input": [1], "target": [2]}
         ({"op": "logits", "graph": "full", "tokens": [1]}, "graph is 'full'"),
         ({"op": "logits", "graph": "kv", "tokens": [1, 13]}, "outside the vocabulary"),
         ({"op": "logits", "graph": "kv", "tokens": []}, "from 1 to the context"),
+        ({"op": "logits", "graph": "kv", "tokens": [1, 2], "last": 3}, "from 1 to the tokens' number"),
+        ({"op": "logits", "graph": "kv", "tokens": [1, 2], "last": 0}, "from 1 to the tokens' number"),
         ({"op": "generate", "max_new": 1}, "no prompt"),
         ({"op": "generate", "tokens": [], "max_new": 1}, "an empty prompt"),
         ({"op": "generate", "tokens": [13], "max_new": 1}, "outside the vocabulary"),

@@ -126,6 +126,32 @@ def test_a_tie_spans_two_steps_or_four_times_the_noise(gap: float, noise: float,
     assert (len(report.near_ties), len(report.mismatches)) == ((1, 0) if tie else (0, 1))
 
 
+def test_what_another_graph_of_the_pte_chose_as_well_is_no_mismatch() -> None:
+    asked: list[list[int]] = []
+
+    def witness(best: int, near: int, gap: float) -> Any:
+        def logits(tokens: Any) -> Any:
+            asked.append(list(tokens))
+            row = np.zeros(12)
+            row[best], row[near] = 30.0, 30.0 - gap
+            return row
+
+        return logits
+
+    text = [4, 5], [6, 2, 3]  # 2 after 6 is wrong for QDQ
+    for judge, wrong in (
+        (witness(2, 7, 1.0), 0),
+        (witness(7, 2, 0.3), 0),
+        (witness(7, 2, 0.5), 1),
+        (witness(9, 8, 0.0), 1),
+    ):
+        report = check_text(FakeQdq(), *text, 0.01, 0.1, judge)  # type: ignore[arg-type]
+        assert (len(report.vouched), len(report.mismatches)) == (1 - wrong, wrong)
+        assert text_check("c", (report,)).passed is not bool(wrong)
+        assert ("the prefill graph's" in text_check("c", (report,)).text) is not bool(wrong)
+    assert asked == [[4, 5, 6]] * 4
+
+
 def test_the_noise_is_the_rms_of_paired_log_likelihoods() -> None:
     known = ground("QDQ", 2)
     assert worst_noise(known, [phone("kv", 2)]) == 0
