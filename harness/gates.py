@@ -7,6 +7,8 @@ architectures are in ExecuTorch's `examples/qualcomm/oss_scripts/llama/README.md
 What the probe finds with QNN 2.47 to 2.51: 16-bit matmul and LayerNorm are refused below V73. Weight sharing is not
 refused anywhere. LPBQ on V68 is refused by ExecuTorch's quantizer where it has Qualcomm's op-info library, and by no
 compiler; the simulator computes it right. These two gates rest on the README.
+
+A fourth kind is a fault of the compiler: `softcap16` is accepted everywhere and computes wrong numbers everywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ _RULES = "ExecuTorch, backends/qualcomm/quantizer/annotators/htp_rules.py"
 OLDER_HTP = ("16a4w_kv8", "16a4w_kv8_spin", "16a4w_kv8_mixed")
 """Ready-made recipes for an HTP before V73, in the order of ExecuTorch's advice (README, "Quantization Guidance for
 Older Devices"): 16a4w first, then SpinQuant, then 16a8w on chosen layers."""
+FAULTY_ROWS = 16
+"""Rows of which the compiler miscomputes a tanh beside a multiplication. Of 1 to 128 rows only these were found so."""
 _NEWER_QNN = "install the pinned onnxruntime-qnn, or point QNN_SDK_ROOT at a QAIRT SDK that is new enough"
 
 
@@ -79,6 +83,7 @@ class Gate:
         least: the first architecture that can, as 73; None: all can.
         qnn: the first QNN version that can; None: all can.
         simulator: whether the simulator can.
+        fault: what is wrong with what the compiler makes of it, for every architecture and version; empty: nothing.
     """
 
     name: str
@@ -89,6 +94,7 @@ class Gate:
     least: int | None = None
     qnn: Version | None = None
     simulator: bool = True
+    fault: str = ""
     remedy_for: Callable[[Cell], str] | None = None
 
     @property
@@ -97,6 +103,7 @@ class Gate:
         parts = [f"V{self.least}"] if self.least else []
         parts += [f"QNN {dotted(self.qnn)}"] if self.qnn else []
         parts += [] if self.simulator else ["a phone"]
+        parts += ["a mended compiler"] if self.fault else []
         return ", ".join(parts)
 
     def lack(self, cell: Cell, site: Site) -> str:
@@ -107,6 +114,8 @@ class Gate:
             return f"the QNN libraries are {dotted(site.qnn)}; {self.feature} needs {dotted(self.qnn)}"
         if not self.simulator and site.simulated:
             return f"{cell.phone or 'the phone'} is virtual; its simulator refuses {self.feature}"
+        if self.fault:
+            return f"{self.feature}: {self.fault}"
         return ""
 
 
@@ -122,6 +131,16 @@ def _shares_weights(cell: Cell, target: Target) -> bool:
 
 def _has_layernorm(cell: Cell, _target: Target) -> bool:
     return cell.model.params.model_args().get("norm_type") == "layernorm"
+
+
+def _caps_16_rows(cell: Cell, _target: Target) -> bool:
+    lengths = cell.lengths
+    rows = {
+        Mode.KV: (1,),
+        Mode.HYBRID: (1, lengths.prefill_ar_len),
+        Mode.LOOKAHEAD: (lengths.prefill_ar_len, lengths.lookahead_ar_len),
+    }[cell.mode]
+    return bool(cell.model.params.final_logit_softcapping) and FAULTY_ROWS in rows
 
 
 def _advice(recipes: Sequence[str]) -> str:
@@ -195,6 +214,14 @@ GATES: tuple[Gate, ...] = (
         uses=lambda _cell, _target: False,
         remedy="nothing: with older libraries ExecuTorch lowers embeddings in two ops by itself, and cells run",
         source="ExecuTorch, backends/qualcomm/builders/op_embedding.py, define_node_optimize",
+    ),
+    Gate(
+        name="softcap16",
+        feature=f"capped logits (tanh times a number) of {FAULTY_ROWS} tokens a step",
+        fault="the compiler takes it, and half of the rows come out wrong",
+        uses=_caps_16_rows,
+        remedy="another AR length: --prefill-ar-len other than 16, or in lookahead window and gcap of 8 (32 tokens)",
+        source="gates --probe: the HTP's numbers against torch's, V68 to V81",
     ),
     Gate(
         name="simulator",

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,8 +84,10 @@ def twins(rows: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
 def twin_file(row: ModelSpec) -> Path:
     """Where the model file of a twin is, or will be: its folder's name has the hash of all that makes it."""
     texts = [row.eval.text, *([row.calibration.text] if row.calibration else [])]
+    small = toy(row)
     parts = {
-        "params": toy(row).params.model_args(),
+        "params": small.params.model_args(),
+        "lengths": asdict(small.lengths),
         "row": [row.name, row.decoder, row.title, row.instruct, row.system_prompt, row.tokenizer.kind],
         "recipe": row.recipe.model_dump(mode="json"),
         "needs": row.needs.model_dump(),

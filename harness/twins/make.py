@@ -24,7 +24,7 @@ from harness.build.families import Family, family_of
 from harness.models import ModelSpec, load_model
 from harness.twins.config import UNTIED, config_arguments
 from harness.twins.tokenizer import write_tokenizer
-from harness.twins.toy import LENGTHS, Toy, toy
+from harness.twins.toy import Toy, toy
 
 _LOGITS_SPREAD = 2.5  # standard deviation of the logits, nats
 _STREAM = 0.1  # standard deviation of the embeddings in the residual stream
@@ -100,7 +100,7 @@ def _model_file(row: ModelSpec, small: Toy, name: str, scratch: Path) -> str:
     texts = {"eval": row.eval.text, **({"calibration": row.calibration.text} if row.calibration else {})}
     for use, path in texts.items():
         shutil.copy(path, scratch / f"{use}.txt")
-    lengths = dataclasses.asdict(LENGTHS)
+    lengths = dataclasses.asdict(small.lengths)
     content: dict[str, Any] = {
         "name": name,
         "title": f"Twin of {row.title} (toy size, random weights)",

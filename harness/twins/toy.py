@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.model_file import Lengths, Params
@@ -15,7 +15,7 @@ DIM, FFN_WIDTH, HEADS = 128, 256, 4
 VOCABULARY = 512
 SENTENCEPIECE_VOCABULARY = 1024  # the shipped tokenizer's
 WINDOW = 24
-LENGTHS = Lengths(max_seq_len=128, prefill_ar_len=32, ngram=3, window=4, gcap=4)
+MAX_SEQ_LEN, PREFILL_AR_LEN = 128, 32
 _MOST_SHARDS = 4
 
 
@@ -27,11 +27,13 @@ class Toy:
         params: the architecture.
         shards: asked of upstream; as many more contexts come out as of the row's.
         recipe: the row's, without exceptions for layers that are not there.
+        lengths: a short context; lookahead's settings are the row's.
     """
 
     params: Params
     shards: int
     recipe: Recipe
+    lengths: Lengths
 
 
 def toy(row: ModelSpec) -> Toy:
@@ -69,7 +71,8 @@ def toy(row: ModelSpec) -> Toy:
         changes["layer_types"] = tuple(kinds_there[number % len(kinds_there)] for number in range(layers))
     given = {**large.model_args(), **changes}
     params = Params.model_validate({key: value for key, value in given.items() if value is not None})
-    return Toy(params, shards, _fitting(row.recipe, layers))
+    lengths = replace(row.lengths, max_seq_len=MAX_SEQ_LEN, prefill_ar_len=PREFILL_AR_LEN)
+    return Toy(params, shards, _fitting(row.recipe, layers), lengths)
 
 
 def contexts(layers: int, shards: int) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,30 @@ def test_a_galaxy_with_an_exynos_gets_no_cells_and_is_told_why() -> None:
     assert "s5e9945" in said.reason
     assert "htpfarm devices" in judge_phone(phone(None, None)).remedy
     assert judge_phone(phone(None, "SM8450")).run
+
+
+@pytest.mark.parametrize(
+    ("capped", "mode", "lengths", "runs"),
+    [
+        (True, Mode.KV, {"prefill_ar_len": 16}, True),
+        (True, Mode.HYBRID, {"prefill_ar_len": 16}, False),
+        (True, Mode.HYBRID, {"prefill_ar_len": 32}, True),
+        (True, Mode.LOOKAHEAD, {"prefill_ar_len": 32, "ngram": 3, "window": 4, "gcap": 4}, False),
+        (True, Mode.LOOKAHEAD, {"prefill_ar_len": 32, "ngram": 3, "window": 8, "gcap": 8}, True),
+        (True, Mode.LOOKAHEAD, {"prefill_ar_len": 16, "ngram": 3, "window": 8, "gcap": 8}, False),
+        (False, Mode.LOOKAHEAD, {"prefill_ar_len": 16, "ngram": 3, "window": 4, "gcap": 4}, True),
+    ],
+)
+def test_capped_logits_of_16_rows_are_kept_from_the_compiler(
+    tmp_path: Path, capped: bool, mode: Mode, lengths: dict[str, int], runs: bool
+) -> None:
+    one = cell(tmp_path, mode, "SM8650", lengths=lengths)
+    if capped:
+        params = one.model.params.model_copy(update={"final_logit_softcapping": 30.0})
+        one = replace(one, model=replace(one.model, params=params))
+    verdict = judge(one, Target.SIM)
+    assert verdict.run is runs
+    assert runs or (verdict.gate == "softcap16" and "wrong" in verdict.reason and "--prefill-ar-len" in verdict.remedy)
 
 
 @pytest.mark.parametrize("target", list(Target))

@@ -46,6 +46,10 @@ def seen(
         ("weight_sharing", "SM8450", YES, YES, None, Mark.DOCUMENTED_ONLY),
         ("simulator", "SM8850", NO, YES, None, Mark.PROVEN),
         ("simulator", "SM8850", YES, None, None, Mark.DOCUMENTED_ONLY),
+        ("softcap16", "SM8650", Answer.WRONG, YES, None, Mark.PROVEN),
+        ("softcap16", "SM8650", YES, None, None, Mark.DOCUMENTED_ONLY),
+        ("softcap16", "SM8650", Answer.WRONG, Answer.WRONG, None, Mark.NOT_SHOWN),
+        ("kv16", "SM8550", Answer.WRONG, YES, YES, Mark.CONTRADICTED),
         # What refuses the control too says nothing about the feature.
         ("kv16", "SM8450", NO, NO, NO, Mark.NOT_SHOWN),
         ("kv16", "SM8450", NO, Answer.CRASHED, NO, Mark.NOT_SHOWN),
@@ -160,6 +164,16 @@ def test_both_sides_of_two_gates_with_the_real_compiler(own_cache: Path) -> None
     assert next(row for row in report["gates"] if row["gate"] == "kv16")["status"] == "proven V68, V73"
     assert "incorrect Value 68" in text_of(report)
     assert show.exit_status(report) == 0
+
+
+@pytest.mark.slow
+def test_capped_logits_of_16_rows_are_wrong_and_of_17_right(own_cache: Path) -> None:
+    # When this fails the compiler is mended, and the gate can go.
+    found = run.probe(find_toolchain(), ("softcap16",), ("SM8650",), lambda _: None)
+    one = found[0]
+    assert (one.answer, one.control, one.left) == (Answer.WRONG, YES, ())
+    assert "of 16 are not torch's" in one.evidence
+    assert "wrong" in text_of(show.gates_report(ask=False, fresh=False, console=None))
 
 
 @pytest.mark.slow

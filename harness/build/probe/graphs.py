@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from executorch.backends.qualcomm.utils.utils import get_soc_to_chipset_map
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from harness.gates import FAULTY_ROWS
 from harness.target import Target
 
 DIM, HEADS, TOKENS = 64, 2, 8
@@ -31,6 +32,7 @@ class Graph:
         target: whose compile options it is lowered with.
         refused: chipsets for which ExecuTorch's quantizer has a rule against it; empty: it has no such rule.
         loads: whether the `.pte` is loaded in the simulator afterwards.
+        runs: whether it is run there too, and held against the quantised graph in torch.
     """
 
     modules: Mapping[str, torch.nn.Module]
@@ -38,6 +40,7 @@ class Graph:
     target: Target
     refused: frozenset[str] = field(default_factory=frozenset)
     loads: bool = False
+    runs: bool = False
 
 
 class _Pointwise(nn.Module):
@@ -89,6 +92,13 @@ class _Rotate(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.matmul(x, self.weight)
+
+
+class _Cap(nn.Module):
+    """Capped logits, as upstream's model has them for gemma2."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x / 30.0) * 30.0
 
 
 class _Embed(nn.Module):
@@ -170,6 +180,10 @@ def _single(module: nn.Module, inputs: tuple[torch.Tensor, ...], dtype: QuantDty
     return Graph({"forward": quantised}, {"forward": inputs}, Target.SIM, refused)
 
 
+def _capped(rows: int) -> Graph:
+    return replace(_single(_Cap(), (20 * torch.randn(1, rows, DIM),), QuantDtype.use_16a8w), runs=True)
+
+
 def _two_lengths(target: Target, *, loads: bool) -> Graph:
     """One layer for one token and for a block of them, as decode and prefill are."""
     layer = _Pointwise(8 * DIM)
@@ -233,6 +247,10 @@ GRAPHS: Mapping[str, tuple[Callable[[], Graph], Callable[[], Graph]]] = {
     "embedding": (
         lambda: _single(_Embed(), _tokens(), _16A8W, embedding_per_channel=True),
         lambda: _single(_Embed(), _tokens(), _16A8W),
+    ),
+    "softcap16": (
+        lambda: _capped(FAULTY_ROWS),
+        lambda: _capped(FAULTY_ROWS + 1),
     ),
     "simulator": (
         lambda: _two_lengths(Target.ANDROID, loads=True),

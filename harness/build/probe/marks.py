@@ -13,12 +13,14 @@ class Answer(StrEnum):
     """How a graph fared.
 
     accepted: every node was delegated and a context binary came out (`simulator`: and it loaded). refused: the compiler
-    (`simulator`: the simulator) said that it will not, in words that are known as such. crashed, timed_out, failed:
+    (`simulator`: the simulator) said that it will not, in words that are known as such. wrong: it was accepted, and the
+    simulator computes other numbers than torch. crashed, timed_out, failed:
     it proves nothing.
     """
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
+    WRONG = "wrong"
     CRASHED = "crashed"
     TIMED_OUT = "timed out"
     FAILED = "failed"
@@ -28,10 +30,11 @@ class Mark(StrEnum):
     """What is known of a gate on one HTP generation.
 
     Attributes:
-        PROVEN: as the gate says: refused where it closes (and the control was accepted there), accepted where it opens.
+        PROVEN: as the gate says: refused, or computed wrongly, where it closes (and the control was accepted there),
+            accepted where it opens.
         QUANTIZER_ONLY: the gate closes, ExecuTorch's quantizer agrees, but the compiler accepts.
         DOCUMENTED_ONLY: the gate closes, but nothing refuses: the documentation is all there is.
-        CONTRADICTED: the gate opens, but the compiler refuses.
+        CONTRADICTED: the gate opens, but the compiler refuses, or computes wrongly.
         NOT_SHOWN: the probe proves nothing: it crashed, took too long, or its control was not accepted either.
     """
 
@@ -75,17 +78,17 @@ class Observation:
     @property
     def settled(self) -> bool:
         """Whether asking again would bring nothing new."""
-        return self.answer in (Answer.ACCEPTED, Answer.REFUSED)
+        return self.answer in (Answer.ACCEPTED, Answer.REFUSED, Answer.WRONG)
 
 
 def opens(gate: Gate, arch: int, qnn: Version) -> bool:
     """Whether a gate lets a phone of an architecture through (`simulator`: the simulator of one)."""
-    return (gate.least or 0) <= arch and (gate.qnn or (0, 0)) <= qnn and gate.simulator
+    return (gate.least or 0) <= arch and (gate.qnn or (0, 0)) <= qnn and gate.simulator and not gate.fault
 
 
 def mark(gate: Gate, seen: Observation, qnn: Version) -> Mark:
     """What an observation proves of its gate, with QNN libraries of a version."""
-    if seen.answer is Answer.REFUSED and seen.control is Answer.ACCEPTED:
+    if seen.answer in (Answer.REFUSED, Answer.WRONG) and seen.control is Answer.ACCEPTED:
         return Mark.CONTRADICTED if opens(gate, seen.arch, qnn) else Mark.PROVEN
     if seen.answer is not Answer.ACCEPTED:
         return Mark.NOT_SHOWN

@@ -33,7 +33,7 @@ _MEANINGS = {
     Mark.CONTRADICTED: "the gate is open, but the compiler refuses",
     Mark.NOT_SHOWN: "crashed, took too long, or refused without the feature too: see the log",
 }
-_TAKES = {Answer.ACCEPTED: "yes", Answer.REFUSED: "no"}
+_TAKES = {Answer.ACCEPTED: "yes", Answer.REFUSED: "no", Answer.WRONG: "wrong"}
 
 
 def gates_report(*, ask: bool, fresh: bool, console: Console | None) -> dict[str, Any]:
@@ -129,7 +129,8 @@ def _print_probes(probes: list[dict[str, Any]], console: Console) -> None:
         )
     console.print(matrix)
     console.print(
-        "yes: accepted; no: refused; by this machine's compiler and simulator, no phone was asked", markup=False
+        "yes: accepted; no: refused; wrong: accepted, and computes other numbers than torch; by this machine's compiler and simulator, no phone was asked",
+        markup=False,
     )
     for one, sign in SIGNS.items():
         if any(each["mark"] == one for each in probes):

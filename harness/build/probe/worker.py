@@ -42,6 +42,7 @@ _REFUSALS = re.compile(
     r"|Fail to create context from binary"
 )
 _SHOWN = 2
+_ROUNDING = 0.01
 _PR_SET_PDEATHSIG = 1
 
 
@@ -94,11 +95,13 @@ def answer(gate: str, graph: Graph, control: bool, soc: str, output: Path, log: 
     """Lowers a graph (and loads it in the simulator, where it is about that) and judges what came of it."""
     delegated: list[str] = []
     left: list[str] = []
-    wrong = ""
+    wrong = off = ""
     try:
         delegated, left = lower(graph, soc, output)
         if graph.loads:
             _load(output, next(iter(graph.modules)))
+        if graph.runs:
+            off = _off(graph, output)
     except Exception as error:
         traceback.print_exc()
         wrong = (str(error).splitlines() or [repr(error)])[0]
@@ -108,6 +111,8 @@ def answer(gate: str, graph: Graph, control: bool, soc: str, output: Path, log: 
         must = None if control else MUST_DELEGATE.get(gate)
         if must and must not in delegated:
             return Said(Answer.FAILED, len(delegated), (), f"{must} is not among the nodes that were delegated", size)
+        if off:
+            return Said(Answer.WRONG, len(delegated), (), off, size)
         return Said(Answer.ACCEPTED, len(delegated), (), "", size)
     words = refusal(log.read_text(encoding="utf-8", errors="replace"))
     if words:
@@ -126,6 +131,19 @@ def _load(pte: Path, method: str) -> None:
     from executorch.runtime import Runtime
 
     Runtime.get().load_program(pte).load_method(method)
+
+
+def _off(graph: Graph, pte: Path) -> str:
+    """Which rows of a graph's result are not torch's, by more than a hundredth of the largest value; empty: none."""
+    from executorch.runtime import Runtime
+
+    name, module = next(iter(graph.modules.items()))
+    inputs = graph.inputs[name]
+    wanted = module(*inputs)[0]
+    got = Runtime.get().load_program(pte).load_method(name).execute(list(inputs))[0][0]
+    gaps = (got - wanted).abs().amax(dim=-1) / wanted.abs().max()
+    rows = [row for row, gap in enumerate(gaps.tolist()) if not gap <= _ROUNDING]
+    return f"rows {', '.join(map(str, rows))} of {len(gaps)} are not torch's, by up to {gaps.max():.0%}" if rows else ""
 
 
 @dataclass
