@@ -129,7 +129,8 @@ def _print_probes(probes: list[dict[str, Any]], console: Console) -> None:
         )
     console.print(matrix)
     console.print(
-        "yes: accepted; no: refused; wrong: accepted, and computes other numbers than torch; by this machine's compiler and simulator, no phone was asked",
+        "yes: accepted; no: refused; wrong: accepted, and computes other numbers than torch; "
+        "by this machine's compiler and simulator, no phone was asked",
         markup=False,
     )
     for one, sign in SIGNS.items():
