@@ -20,12 +20,15 @@ from harness.build.cache import Artifact
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
-from harness.build.preflight import available_mb, estimate
+from harness.build.preflight import CONTEXT_LIMIT, available_mb, estimate, more_shards
 from harness.build.process import end_group, worker_process
 from harness.build.room import Room
 from harness.errors import BuildError, ConfigError, EnvError
+from harness.farm.signatures import MORE_SHARDS, find_signature
 from harness.matrix import Cell
+from harness.models import ModelSpec
 from harness.paths import cache_root
+from harness.runtime.program import read_info
 from harness.schedule.compiles import Build
 from harness.target import Target
 from harness.toolchain.environment import Toolchain
@@ -219,6 +222,7 @@ class Builder:
         stem = f"{first.cell.model.name}-{'-'.join(sorted({str(o.mode) for o in outputs}))}-{outputs[0].key}"
         job_file, log = self._logs / f"{stem}.json", self._logs / f"{stem}.log"
         job_file.write_text(job.to_json(), encoding="utf-8")
+        model, artifacts = first.cell.model, {r.artifact.key: r.artifact for r in requests}
         names = {r.artifact.key: f"{r.cell.model.name}-{r.cell.mode}-{r.cell.soc.name}" for r in requests}
         with worker_process(self._toolchain, "harness.build.worker", job_file) as process:
             watcher = threading.Thread(target=self._watch, args=(process, seen), daemon=True)
@@ -232,11 +236,12 @@ class Builder:
                     stream.write(f"== {event.kind} {names.get(event.name, event.name)} {event.seconds:.1f} s\n")
                     stream.flush()
                     if progress:
-                        progress(name, Event(event.kind, names.get(event.name, event.name), event.seconds))
+                        detail = _contexts(artifacts[event.name]) if event.kind == "done" else ""
+                        progress(name, Event(event.kind, names.get(event.name, event.name), event.seconds, detail))
                     if event.kind == "done":
                         settle(event.name, None)
                     elif event.kind == "failed":
-                        settle(event.name, _lowering_error(names.get(event.name, event.name), event.detail))
+                        settle(event.name, lowering_error(names.get(event.name, event.name), event.detail, model))
             status = process.wait()
         for request in requests:
             if not request.artifact.ready:
@@ -280,11 +285,26 @@ def _tree_mb(pid: int) -> float:
     return total / (1 << 20)
 
 
-def _lowering_error(name: str, log: str) -> BuildError:
+def lowering_error(name: str, log: str, model: ModelSpec) -> BuildError:
+    """Why an output could not be lowered, from its log; with the number of shards where more of them would mend it."""
     path = Path(log)
     if not path.is_file():
         return BuildError(f"lowering failed: {log}", where=name, remedy="was the machine out of memory?")
+    if found := find_signature(path.read_text(encoding="utf-8", errors="replace")):
+        known, line = found
+        remedy = more_shards(model) if known.name in MORE_SHARDS else known.remedy
+        what = f"lowering failed: {known.meaning} (see {known.source})"
+        return BuildError(what, where=name, remedy=f"{remedy}; read {path}", evidence=line)
     return BuildError("lowering failed", where=name, remedy=f"read {path}", evidence=_tail(path))
+
+
+def _contexts(artifact: Artifact) -> str:
+    """The real sizes of an artifact's contexts, in words."""
+    delegate = read_info(artifact.pte).delegate
+    if delegate is None:
+        return ""
+    sizes = ", ".join(f"{size / 1e6:.1f}" for size in delegate.sizes)
+    return f"contexts of {sizes} MB, of the {CONTEXT_LIMIT / 1e6:.0f} MB that a DSP maps"
 
 
 def _tail(path: Path, lines: int = 15) -> str:

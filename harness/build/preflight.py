@@ -92,6 +92,21 @@ def shards_needed(size: int, shards: int) -> int:
     return shards * math.ceil(size / (0.9 * CONTEXT_LIMIT))
 
 
+def more_shards(model: ModelSpec, sizes: Sequence[int] = ()) -> str:
+    """The advice to raise the number of shards, with the number.
+
+    Args:
+        model: whose contexts are too big.
+        sizes: bytes of the contexts that were made; none: they are estimated.
+    """
+    size = max(sizes, default=0) or context_bytes(model)
+    number = min(max(shards_needed(size, model.shards), model.shards + 1), model.params.n_layers)
+    source = "its largest context has" if sizes else "a context is estimated at"
+    if number <= model.shards:
+        return f"{model.file.name} has a shard for each layer already; {source} {size / 1e9:.2f} GB"
+    return f"set shards: {number} in {model.file.name} (now {model.shards}; {source} {size / 1e9:.2f} GB)"
+
+
 def available_mb() -> float:
     """Memory that this machine can give now: available, and free swap."""
     return float(psutil.virtual_memory().available + psutil.swap_memory().free) / (1 << 20)

@@ -118,7 +118,7 @@ def words(name: str, event: Event) -> str:
     return {
         "begin": f"{name}: {event.name} …",
         "stage": f"{name}: {event.name} took {event.seconds:.0f} s",
-        "done": f"{event.name} lowered in {event.seconds:.0f} s",
+        "done": f"{event.name} lowered in {event.seconds:.0f} s" + (f": {event.detail}" if event.detail else ""),
         "failed": f"{event.name} FAILED",
     }[event.kind]
 

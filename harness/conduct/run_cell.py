@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from harness.build.cache import Artifact
+from harness.build.preflight import more_shards
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.retry import again, verdict_class
 from harness.conduct.run_attempt import run_attempt
@@ -18,8 +20,10 @@ from harness.farm.identity import AttachedPhone
 from harness.farm.journal import Command, journal
 from harness.farm.lease import Owner
 from harness.farm.prepare import NotFitError, prepare, refused
+from harness.farm.signatures import MORE_SHARDS
 from harness.matrix import Cell
 from harness.results.records import OutcomeRecord, Status
+from harness.runtime.program import read_info
 
 LEASE_WAIT_S = 3600.0
 
@@ -58,6 +62,7 @@ def run_cell(
                 failure = carry_out(run, Attempt(bench, cell, artifact, phone, attempt))
                 note_attempt(bench, phone, failure, same_server=mark == bench.nurse.server_mark())
                 if failure:
+                    failure = advised(failure, cell, artifact)
                     evidence_path = keep_evidence(bench, cell, phone, attempt, commands)
         except Exception as error:
             failure = classify_exception(error)
@@ -94,6 +99,14 @@ def carry_out(run: Callable[[Attempt], Failure | None], attempt: Attempt) -> Fai
         return run(attempt)
     except Exception as error:
         return classify_exception(error)
+
+
+def advised(failure: Failure, cell: Cell, artifact: Artifact) -> Failure:
+    """The failure with the number of shards in its remedy, where more of them would mend it."""
+    if failure.signature not in MORE_SHARDS:
+        return failure
+    delegate = read_info(artifact.pte).delegate
+    return replace(failure, remedy=f"{failure.remedy}: {more_shards(cell.model, delegate.sizes if delegate else ())}")
 
 
 def note_attempt(bench: Bench, phone: AttachedPhone, failure: Failure | None, *, same_server: bool) -> None:

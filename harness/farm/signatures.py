@@ -37,6 +37,9 @@ def _known(name: str, pattern: str, failure_class: FailureClass, meaning: str, r
     return Signature(name, re.compile(pattern, re.IGNORECASE), failure_class, meaning, remedy, source)
 
 
+MORE_SHARDS = ("context-too-big", "dsp-memory", "compile-memory")
+"""Failures that smaller contexts mend."""
+
 _SAME_SDK = "push the libraries of the QNN SDK that the model was compiled with"
 
 SIGNATURES: tuple[Signature, ...] = (

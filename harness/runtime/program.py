@@ -77,6 +77,7 @@ class Delegate:
         shared_buffer: compiled for shared (rpcmem) buffers.
         weight_sharing: one copy of the weights for all graphs.
         contexts: number of delegates, over all methods.
+        sizes: bytes of each context binary; fewer than delegates where methods share one.
     """
 
     soc: str
@@ -85,6 +86,7 @@ class Delegate:
     shared_buffer: bool
     weight_sharing: bool
     contexts: int
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -198,11 +200,16 @@ def _parse(path: Path, mapped: mmap.mmap) -> ProgramInfo:
         )
     metadata = {name[4:]: _constants(plan) for name, plan in sorted(plans.items()) if name.startswith("get_")}
     graphs = {name: _graph(path, name, plans[name]) for name in (KV_GRAPH, PREFILL_GRAPH) if name in plans}
-    return _info(path, graphs, metadata, [plans[name] for name in graphs])
+    delegate = _delegate(program, [plans[name] for name in graphs])
+    return _info(path, graphs, metadata, [plans[name] for name in graphs], delegate)
 
 
 def _info(
-    path: Path, graphs: Mapping[str, Graph], metadata: Mapping[str, tuple[Value, ...]], plans: list[Table]
+    path: Path,
+    graphs: Mapping[str, Graph],
+    metadata: Mapping[str, tuple[Value, ...]],
+    plans: list[Table],
+    delegate: Delegate | None,
 ) -> ProgramInfo:
     kv = graphs[KV_GRAPH]
     if len({(g.mask.shape[-1], g.logits.shape[-1], len(g.k_in)) for g in graphs.values()}) != 1:
@@ -227,7 +234,7 @@ def _info(
         logits_zero_point=int(zero) if integer_logits and zero is not None else 0,
         sliding_window=int(window) if window is not None else None,
         metadata=dict(metadata),
-        delegate=_delegate(plans),
+        delegate=delegate,
         operators=tuple(sorted(operators)),
     )
 
@@ -297,7 +304,7 @@ def _first(metadata: Mapping[str, tuple[Value, ...]], key: str) -> float | int |
     return values[0] if values and isinstance(values[0], (int, float)) else None
 
 
-def _delegate(plans: list[Table]) -> Delegate | None:
+def _delegate(program: Table, plans: list[Table]) -> Delegate | None:
     delegates = [d for plan in plans for d in plan.tables(7) if d.text(0) == "QnnBackend"]
     specs = [spec for d in delegates for spec in d.tables(2) if spec.text(0) == "qnn_compile_spec"]
     if not specs:
@@ -315,4 +322,16 @@ def _delegate(plans: list[Table]) -> Delegate | None:
         shared_buffer=bool(options.integer(7, "B")),
         weight_sharing=bool(htp_options.integer(8, "B")) if htp_options else False,
         contexts=len(delegates),
+        sizes=_sizes(program, delegates),
     )
+
+
+def _sizes(program: Table, delegates: list[Table]) -> tuple[int, ...]:
+    """Bytes of each delegate's blob, once; schema/program.fbs of ExecuTorch: in a segment, or inline."""
+    places = [d.table(1) for d in delegates]
+    found = dict.fromkeys((p.integer(0, "b"), p.integer(1, "I")) for p in places if p)
+    inline, segments = list(program.tables(3)), list(program.tables(4))
+    try:
+        return tuple(segments[index].integer(1, "Q") if kind else len(inline[index].blob(0)) for kind, index in found)
+    except IndexError:
+        raise MalformedError("a delegate's blob is not in the file") from None

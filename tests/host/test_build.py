@@ -18,7 +18,9 @@ from harness.build.calibration import CalibrationChoice
 from harness.build.events import Event, emit, parse
 from harness.build.given import given_artifacts, misfits
 from harness.build.job import BuildJob, Output
-from harness.errors import ConfigError, EnvError
+from harness.conduct.run_cell import advised
+from harness.errors import ConfigError, EnvError, FailureClass
+from harness.farm.failures import Failure
 from harness.matrix import Cell, cells
 from harness.model_file import Lengths, Mode, Recipe
 from harness.models import ModelSpec, load_models
@@ -170,6 +172,15 @@ def test_a_pte_is_checked_against_its_cell(tiny_artifacts: dict[str, Artifact], 
     info = read_info(tiny_artifacts["hybrid"].pte)
     (good,) = cells([tiny], [Mode.HYBRID], [SOC])
     assert misfits(good, info, Target.SIM) == []
+    assert info.delegate is not None
+    assert 0.9 < sum(info.delegate.sizes) / info.path.stat().st_size < 1
+
+    # A phone on which it does not fit is answered with the real size.
+    too_big = Failure(FailureClass.PRODUCT, "too big", "raise num_sharding", signature="context-too-big")
+    remedy = advised(too_big, good, tiny_artifacts["hybrid"]).remedy
+    assert "set shards: 2 in tiny_llama.yaml (now 1; its largest context has" in remedy
+    other = replace(too_big, signature="asserted")
+    assert advised(other, good, tiny_artifacts["hybrid"]) == other
 
     def wrong(cell: Cell, target: Target = Target.SIM) -> str:
         return "\n".join(misfits(cell, info, target))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from harness.build.builder import lowering_error
 from harness.build.families import weight_count
 from harness.build.preflight import (
     CONTEXT_LIMIT,
@@ -14,6 +16,7 @@ from harness.build.preflight import (
     context_bytes,
     estimate,
     graphs,
+    more_shards,
     refuse,
     shards_needed,
 )
@@ -87,3 +90,29 @@ def test_a_context_beyond_the_limit_says_how_many_shards() -> None:
     big = replace(wide, params=wide.params.model_copy(update={"n_layers": 120}))
     found = concerns(cells([big], [Mode.KV], [find_soc("SM8650")]), 10_000_000)
     assert [f"set shards: {shards_needed(context_bytes(big), 1)} in" in concern.remedy for concern in found] == [True]
+
+
+def test_the_advice_to_shard_has_the_number_that_fits() -> None:
+    model = replace(ROWS["llama3_2_1b_instruct"], shards=1)
+    assert "set shards: 2 in llama3_2_1b_instruct.yaml (now 1; a context is estimated at" in more_shards(model)
+    seen = more_shards(model, (1 << 20, int(2.5 * CONTEXT_LIMIT)))
+    assert seen.startswith("set shards: 3 in")
+    assert "its largest context has 10.74 GB" in seen
+    # What failed with some shards is never advised the same number, nor more than there are layers.
+    assert more_shards(replace(model, shards=4), (5,)).startswith("set shards: 5 in")
+    layers = model.params.n_layers
+    assert "a shard for each layer already" in more_shards(replace(model, shards=layers), (5 * CONTEXT_LIMIT,))
+
+
+def test_a_build_that_ran_into_the_compilers_limit_is_told_the_number_of_shards(tmp_path: Path) -> None:
+    log = tmp_path / "build.log"
+    model = replace(ROWS["llama3_2_1b_instruct"], shards=1)
+    log.write_text("fine\n[ERROR] estimated allocation of 2500000 KB > 2097152 KB\nTraceback\n")
+    error = lowering_error("x-kv-SM8650", str(log), model)
+    assert "2 GB limit" in error.what
+    assert "set shards: 2 in llama3_2_1b_instruct.yaml" in error.remedy
+    assert str(log) in error.remedy
+    assert "2097152" in error.evidence
+    log.write_text("something new\n")
+    error = lowering_error("x-kv-SM8650", str(log), model)
+    assert (error.what, error.remedy, error.evidence) == ("lowering failed", f"read {log}", "something new")

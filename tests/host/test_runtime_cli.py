@@ -162,7 +162,7 @@ def test_another_mode_is_named() -> None:
 def _for(soc: str, vtcm: int = 8) -> object:
     chip = find_soc(soc)
     info = toy_info()
-    return type(info)(**{**vars(info), "delegate": Delegate(soc, chip.arch, vtcm, False, False, 1)})
+    return type(info)(**{**vars(info), "delegate": Delegate(soc, chip.arch, vtcm, False, False, 1, (1 << 20,))})
 
 
 def test_a_phone_refuses_another_generation() -> None:
