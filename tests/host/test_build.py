@@ -178,7 +178,7 @@ def test_a_pte_is_checked_against_its_cell(tiny_artifacts: dict[str, Artifact], 
     # A phone on which it does not fit is answered with the real size.
     too_big = Failure(FailureClass.PRODUCT, "too big", "raise num_sharding", signature="context-too-big")
     remedy = advised(too_big, good, tiny_artifacts["hybrid"]).remedy
-    assert "set shards: 2 in tiny_llama.yaml (now 1; its largest context has" in remedy
+    assert "set shards: 2 in model.yaml (now 1; its largest context has" in remedy
     other = replace(too_big, signature="asserted")
     assert advised(other, good, tiny_artifacts["hybrid"]) == other
 
