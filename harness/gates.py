@@ -221,7 +221,8 @@ GATES: tuple[Gate, ...] = (
         fault="the compiler takes it, and half of the rows come out wrong",
         uses=_caps_16_rows,
         remedy="another AR length: --prefill-ar-len other than 16, or in lookahead window and gcap of 8 (32 tokens)",
-        source="gates --probe: the HTP's numbers against torch's, V68 to V81",
+        source="gates --probe: the simulator's numbers against torch's, V68 to V81; QNN 2.47 to 2.51 alike "
+        "(benchmarks/qnn_versions.py)",
     ),
     Gate(
         name="simulator",
