@@ -20,7 +20,7 @@ from harness import __version__
 from harness.compare import cli as compare_cli
 from harness.compatibility import cli as compatibility_cli
 from harness.conduct import devices_cli, lease_cli
-from harness.conduct.plan import LENGTH_OPTIONS, option
+from harness.conduct.plan import LENGTH_OPTIONS, PHONE_OPTIONS, option
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.export import cli as export_cli
 from harness.history import cli as history_cli
@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     cells.add_argument("--models", default="tiny_llama", help="names, comma-separated, or all")
     cells.add_argument("--modes", help="kv, hybrid, lookahead; default: each model's own that are run by default")
     cells.add_argument("--socs", help="chipsets, comma-separated; default: those of the rack")
+    for flag, taken in PHONE_OPTIONS.items():
+        cells.add_argument(flag, **taken)
     for name, text in LENGTH_OPTIONS.items():
         cells.add_argument(option(name), type=int, metavar="N", help=f"{text}; default: each model's own")
     cells.add_argument("--calib-tasks", default="", help="calibrate with lm-eval tasks, comma-separated")
@@ -242,7 +244,8 @@ def _plan_words(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _planned(arguments: argparse.Namespace, target: Target | None, *, runs: bool = True) -> tuple[Any, Any]:
     """The choice and the plan, from the files alone: no phone is asked."""
-    from harness.conduct.plan import calibration_choice, plan, read_choice
+    from harness.conduct.plan import calibration_choice, phone_wish, plan, read_choice
+    from harness.farm.select import Standing, meeting
     from harness.toolchain.version import qnn_version_here
 
     lengths = {name: value for name in LENGTH_OPTIONS if (value := getattr(arguments, name)) is not None}
@@ -254,9 +257,16 @@ def _planned(arguments: argparse.Namespace, target: Target | None, *, runs: bool
         tuple(folder.absolute() for folder in arguments.task_folder),
     )
     choice = read_choice(
-        arguments.rack, arguments.models, arguments.modes, arguments.socs, lengths=lengths, calibration=calibration
+        arguments.rack,
+        arguments.models,
+        arguments.modes,
+        arguments.socs,
+        lengths=lengths,
+        calibration=calibration,
+        wish=phone_wish(arguments.phones, arguments.arch, arguments.labels, arguments.capabilities),
     )
-    return choice, plan(choice, choice.inventory.phones, target, qnn_version_here(), runs=runs)
+    phones = meeting(choice.wish, [Standing(phone) for phone in choice.inventory.phones])
+    return choice, plan(choice, phones, target, qnn_version_here(), runs=runs)
 
 
 def _gates(arguments: argparse.Namespace) -> int:

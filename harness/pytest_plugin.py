@@ -22,9 +22,11 @@ from harness.conduct.live import Follower
 from harness.conduct.plan import (
     DEFAULT_MODELS,
     LENGTH_OPTIONS,
+    PHONE_OPTIONS,
     Planned,
     calibration_choice,
     option,
+    phone_wish,
     split_names,
 )
 from harness.conduct.real import BUILD_FOLDER
@@ -61,6 +63,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--models", default=DEFAULT_MODELS, help=f"names, comma-separated, or all ({DEFAULT_MODELS})")
     group.addoption("--modes", default=None, help="kv,hybrid,lookahead or all (each model's own)")
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
+    for flags, options in PHONE_OPTIONS.items():
+        group.addoption(flags, **options)
     group.addoption("--any-phone", action="store_true", help="run a cell once, on any phone of its SoC; not on each")
     group.addoption("--pte", type=Path, default=None, metavar="DIR", help="use these .pte files; compile nothing")
     group.addoption(
@@ -123,6 +127,7 @@ def _options(config: pytest.Config) -> Options:
         strict_memory=get("strict_memory"),
         ab=tuple(place.absolute() for place in get("ab")) if get("ab") else None,
         ab_tokens=get("ab_tokens"),
+        wish=phone_wish(get("phones"), get("arch"), get("labels"), get("capabilities")),
         any_phone=get("any_phone"),
         resume=get("resume"),
         reports=get("reports"),
@@ -165,7 +170,7 @@ def pytest_configure(config: pytest.Config) -> None:
             raise ConfigError("--pte and --compile-only exclude each other", where="command line")
         first = FirstProcess(_options(config), dry=config.option.collectonly)
     except HarnessError as error:
-        code = {"CONFIG": 2, "INFRA": 3, "ENV": 3}.get(error.failure_class, 1)
+        code = {"CONFIG": 2, "UNSUPPORTED": 2, "INFRA": 3, "ENV": 3}.get(error.failure_class, 1)
         raise pytest.exit.Exception(f"{error.failure_class}: {error}", returncode=code) from None
     config.stash[_FIRST], config.stash[_RUN] = first, first.run
     if not config.option.collectonly:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness.build.cache import Artifact, locate
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.errors import ConfigError
+from harness.farm.select import ANY_PHONE, Wish
 from harness.gates import Verdict, Version, judge_all, judge_phone
 from harness.inventory import Inventory, Phone, load_inventory
 from harness.matrix import Cell, cells_for_rack, parse_modes, parse_socs
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_models, select
 from harness.paths import MODELS
-from harness.soc import Soc
+from harness.soc import Soc, suggestion
 from harness.target import Target
 
 DEFAULT_MODELS = "tiny_llama"
@@ -40,6 +42,7 @@ class Choice:
     socs: tuple[Soc, ...] | None
     calibration: CalibrationChoice = MODELS_OWN
     each_phone: bool = True
+    wish: Wish = ANY_PHONE
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class Planned:
     phones: tuple[str, ...]
     target: Target
     more: tuple[Verdict, ...] = ()
+
+
+PHONE_OPTIONS: dict[str, dict[str, Any]] = {
+    "--phones": {"default": "", "help": "names of phones, comma-separated (all of the rack)"},
+    "--arch": {"type": int, "metavar": "N", "help": "only phones with this HTP, as 75"},
+    "--labels": {"default": "", "help": "only phones with all these labels, comma-separated"},
+    "--capabilities": {"default": "", "help": "only phones with all these capabilities, comma-separated"},
+}
+"""Which phones: what argparse takes of each option."""
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -89,6 +101,7 @@ def read_choice(
     folder: Path = MODELS,
     lengths: Mapping[str, int] | None = None,
     calibration: CalibrationChoice = MODELS_OWN,
+    wish: Wish = ANY_PHONE,
 ) -> Choice:
     """Reads the inventory and the models, and parses the selections.
 
@@ -98,20 +111,43 @@ def read_choice(
         folder: of the models' files.
         lengths: fields of `Lengths` to use instead of each model's own.
         calibration: what to calibrate with.
+        wish: which of the rack's phones; the SoC is `socs`'s.
 
     Raises:
         ConfigError: with file, key and line, or the option's name.
     """
+    inventory = load_inventory(rack)
+    _check_words(wish, inventory)
     known = load_models(folder)
     names = split_names(models)
     chosen = parse_modes(modes) if modes else None
     return Choice(
-        load_inventory(rack),
+        inventory,
         tuple(with_lengths(model, lengths or {}, chosen or model.modes) for model in select(known, names)),
         chosen,
         parse_socs(socs) if socs else None,
         calibration,
+        wish=wish,
     )
+
+
+def phone_wish(phones: str, arch: int | None, labels: str, capabilities: str) -> Wish:
+    """The `--phones`, `--arch`, `--labels`, `--capabilities` options; words comma-separated."""
+    words = [frozenset(split_names(text)) for text in (labels, capabilities, phones)]
+    return Wish(arch=arch, labels=words[0], capabilities=words[1], phones=words[2])
+
+
+def _check_words(wish: Wish, inventory: Inventory) -> None:
+    """A word that stands nowhere in the rack's file is a mistake, not a phone that is missing."""
+    known = {
+        "--phones": (wish.phones, {p.name for p in inventory.phones}),
+        "--labels": (wish.labels, {word for p in inventory.phones for word in p.labels}),
+        "--capabilities": (wish.capabilities, {word for p in inventory.phones for word in p.capabilities}),
+    }
+    for where, (asked, there) in known.items():
+        for word in sorted(asked - there):
+            remedy = suggestion(word, sorted(there)) if there else "give phones some in the file"
+            raise ConfigError(f"no phone of {inventory.path} has {word!r}", where=where, remedy=remedy)
 
 
 def option(name: str) -> str:

@@ -31,6 +31,7 @@ from harness.evaluate.host import Host
 from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone, survey
 from harness.farm.prepare import Nurse
+from harness.farm.select import ANY_PHONE, Standing, Wish, meeting
 from harness.inventory import Phone
 from harness.matrix import Cell
 from harness.paths import cache_root
@@ -60,6 +61,7 @@ class Options:
         lengths: fields of `Lengths` that replace each model's own.
         evaluation: the `--eval-…` options.
         calibration: the `--calib-…` options.
+        wish: which of the rack's phones.
         any_phone: a cell runs once on any phone of its SoC, instead of once on each.
         strict_memory: what is likely not to compile here for lack of memory is refused, instead of warned of.
         ab: the two sides of a run of A against B, base and candidate: environments, or folders of `.pte` files.
@@ -77,6 +79,7 @@ class Options:
     lengths: dict[str, int] = field(default_factory=dict)
     evaluation: EvalChoice = field(default_factory=EvalChoice)
     calibration: CalibrationChoice = MODELS_OWN
+    wish: Wish = ANY_PHONE
     any_phone: bool = False
     strict_memory: bool = False
     ab: tuple[Path, Path] | None = None
@@ -86,7 +89,13 @@ class Options:
     def choice(self) -> Choice:
         """The selections, read and checked."""
         choice = read_choice(
-            self.rack, self.models, self.modes, self.socs, lengths=self.lengths, calibration=self.calibration
+            self.rack,
+            self.models,
+            self.modes,
+            self.socs,
+            lengths=self.lengths,
+            calibration=self.calibration,
+            wish=self.wish,
         )
         return replace(choice, each_phone=not self.any_phone)
 
@@ -264,7 +273,7 @@ class FirstProcess:
         self._rack: RackUse | None = None
         self._builds: list[BuildService] = []
         if dry:
-            phones = [phone for phone in choice.inventory.phones if phone.soc]
+            phones = [p for p in meeting(choice.wish, [Standing(p) for p in choice.inventory.phones]) if p.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
             if options.resume:
                 self.run.resumed = resumed(load_run(options.resume))
@@ -344,7 +353,8 @@ class FirstProcess:
                 remedy="see `htpfarm devices`",
                 evidence="\n".join(f"{phone.name}: {error.what}" for phone, error in found.refused),
             )
-        return phones
+        refused = {phone.name: error.what for phone, error in found.refused}
+        return meeting(choice.wish, [Standing(p, refused.get(p.name, "")) for p in phones])
 
 
 def _build_service(run: Run, after: BuildService | None) -> BuildService:

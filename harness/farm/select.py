@@ -18,20 +18,24 @@ class Wish:
         soc: name of the chipset.
         arch: HTP architecture, as 75.
         labels, capabilities: all of these.
-        phone: name of the one phone.
+        phones: names, any of these.
     """
 
     soc: str = ""
     arch: int | None = None
     labels: frozenset[str] = frozenset()
     capabilities: frozenset[str] = frozenset()
-    phone: str | None = None
+    phones: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
-        parts = [self.soc, f"HTP V{self.arch}" if self.arch else "", f"called {self.phone}" if self.phone else ""]
+        parts = [self.soc, f"HTP V{self.arch}" if self.arch else ""]
+        parts += ["called " + " or ".join(sorted(self.phones))] if self.phones else []
         parts += [f"label {word}" for word in sorted(self.labels)]
         parts += [f"capability {word}" for word in sorted(self.capabilities)]
         return ", ".join(part for part in parts if part) or "any"
+
+
+ANY_PHONE = Wish()
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ def select(wish: Wish, rack: Sequence[Standing]) -> Selection:
 def _never(wish: Wish, one: Standing) -> str:
     phone = one.phone
     reasons = []
-    if wish.phone is not None and phone.name != wish.phone:
-        reasons.append(f"it is not {wish.phone}")
+    if wish.phones and phone.name not in wish.phones:
+        reasons.append(f"it is not {' or '.join(sorted(wish.phones))}")
     if wish.soc and (phone.soc is None or phone.soc.name != wish.soc):
         reasons.append(f"it has {phone.soc.name if phone.soc else 'no HTP, or has not said which'}, not {wish.soc}")
     if wish.arch is not None and (phone.soc is None or phone.soc.arch != wish.arch):
@@ -135,3 +139,16 @@ def demand(wish: Wish, rack: Sequence[Standing]) -> tuple[Phone, ...]:
         remedy="add such a phone to devices.yaml, or ask for less",
         evidence="\n".join(lines),
     )
+
+
+def meeting(wish: Wish, rack: Sequence[Standing]) -> list[Phone]:
+    """The phones of a rack that meet a wish now or some time, in the rack's order.
+
+    Raises:
+        UnsupportedError, InfraError: as `demand`, which says of each phone why not.
+    """
+    if wish == ANY_PHONE:
+        return [one.phone for one in rack]
+    demand(wish, rack)
+    never = select(wish, rack).never
+    return [one.phone for one in rack if one.phone.name not in never]

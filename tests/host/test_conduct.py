@@ -13,9 +13,10 @@ import pytest
 from harness.build.cache import Artifact
 from harness.conduct.builds import build_file, wait_for_artifact
 from harness.conduct.live import Follower, LiveLog
-from harness.conduct.plan import plan, read_choice
+from harness.conduct.plan import phone_wish, plan, read_choice
 from harness.conduct.retry import again, verdict_class
 from harness.errors import BuildError, ConfigError, FailureClass, InfraError
+from harness.farm.select import Wish
 from harness.model_file import Lengths, Mode
 from harness.paths import REPOSITORY
 from harness.target import Target
@@ -165,3 +166,20 @@ def test_the_live_log_shows_every_line_once(tmp_path: Path) -> None:
     assert len(seen) == 200
     assert {line.split(" ", 1)[1].split()[0] for line in seen} == {"p0", "p1", "p2", "p3"}
     assert all(line.split()[2] == "line" for line in seen)
+
+
+def test_phones_are_chosen_by_name_arch_and_words_of_the_racks_file(tmp_path: Path) -> None:
+    rack = tmp_path / "devices.yaml"
+    rack.write_text(
+        "version: 1\nphones:\n  - {name: a, virtual: galaxy_s24, labels: [shelf]}\n"
+        "  - {name: b, virtual: oneplus_12, capabilities: [meter]}\n"
+    )
+    choice = read_choice(rack, "tiny_llama", None, None, wish=phone_wish("a, b", 75, "", "meter"))
+    assert choice.wish == Wish(arch=75, phones=frozenset("ab"), capabilities=frozenset({"meter"}))
+    for wish, complaint in (
+        (phone_wish("c", None, "", ""), "--phones.*'c'"),
+        (phone_wish("", None, "shef", ""), "--labels.*'shef'"),
+        (phone_wish("", None, "", "shelf"), "--capabilities.*'shelf'"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            read_choice(rack, "tiny_llama", None, None, wish=wish)

@@ -27,7 +27,7 @@ from harness.farm.lease import Owner, acquire, break_lease, holders
 from harness.farm.lease_service import HostLeases
 from harness.farm.prepare import NotFitError, Nurse, prepare
 from harness.farm.rescue import Patience
-from harness.farm.select import Standing, Wish, demand, select
+from harness.farm.select import ANY_PHONE, Standing, Wish, demand, meeting, select
 from harness.farm.vitals import Vitals, ailments, parse_vitals, read_vitals, throttled
 from harness.inventory import Limits, Phone, load_inventory
 from harness.paths import REPOSITORY
@@ -168,6 +168,17 @@ def test_selection_tells_busy_now_from_never_for_each_phone() -> None:
     with pytest.raises(UnsupportedError, match=r"can ever meet.*capability lidar") as never:
         demand(Wish(arch=75, capabilities=frozenset({"lidar"})), SHELF)
     assert len(never.value.evidence.splitlines()) == len(SHELF)
+
+
+def test_a_run_gets_the_phones_that_can_meet_its_wish_and_waits_for_those_that_are_busy() -> None:
+    assert [p.name for p in meeting(ANY_PHONE, SHELF)] == list("abcdefg")
+    assert [p.name for p in meeting(Wish(arch=75), SHELF)] == ["a", "b", "d", "f", "g"]
+    assert [p.name for p in meeting(Wish(phones=frozenset("bc")), SHELF)] == ["b", "c"]
+    with pytest.raises(UnsupportedError, match="called b") as caught:
+        meeting(Wish(arch=73, phones=frozenset("b")), SHELF)
+    assert "c: never: it is not b" in caught.value.evidence
+    with pytest.raises(InfraError):
+        meeting(Wish(arch=75, labels=frozenset({"12gb"})), SHELF)
 
 
 def test_inventory_gives_racks_and_phones_their_limits(tmp_path: Path) -> None:
