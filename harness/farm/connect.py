@@ -181,6 +181,7 @@ class PhoneLink:
         """
         if len(line.encode()) > MAX_COMMAND:
             raise AdbFailure(f"a command of more than {MAX_COMMAND} bytes", serial=self.serial, command=line)
+        asked = time.monotonic()
         client = self.server.client()
         try:
             connection = client.device(self.serial).open_transport(timeout=min(QUERY_SECONDS, timeout_s))
@@ -193,7 +194,7 @@ class PhoneLink:
         except (adbutils.AdbError, OSError) as error:
             connection.close()
             self._fail_to_start(line, error)
-        return ShellStream(connection, self.serial, line, limit=limit)
+        return ShellStream(connection, self.serial, line, asked=asked, limit=limit)
 
     def must(
         self,

@@ -68,6 +68,7 @@ class ShellStream:
         connection: to the adb server, with the shell service opened on it.
         serial: the phone, for errors.
         command: the line that runs, for errors.
+        asked: when it was asked for (`time.monotonic`): reaching the phone counts.
         limit: bytes of stdout and of stderr that are kept at most while nobody takes them; what follows is dropped.
 
     Attributes:
@@ -76,14 +77,20 @@ class ShellStream:
     """
 
     def __init__(
-        self, connection: adbutils.AdbConnection, serial: str, command: str, *, limit: int = MAX_OUTPUT
+        self,
+        connection: adbutils.AdbConnection,
+        serial: str,
+        command: str,
+        *,
+        asked: float,
+        limit: int = MAX_OUTPUT,
     ) -> None:
         self._connection = connection
         self._socket: socket.socket = connection.conn
         self._serial = serial
         self._command = command
         self._limit = limit
-        self._started = time.monotonic()
+        self._asked = asked
         self._pending = bytearray()
         self.stdout = bytearray()
         self.stderr = bytearray()
@@ -173,7 +180,7 @@ class ShellStream:
 
     def _timeout(self) -> AdbTimeout:
         return AdbTimeout(
-            f"the command did not end within {time.monotonic() - self._started:.3g} s",
+            f"the command did not end within {time.monotonic() - self._asked:.3g} s",
             serial=self._serial,
             command=self._command,
             stdout=decoded(self.stdout),
