@@ -135,8 +135,11 @@ def run_gate(run: Path, base: Path | None = None, history: str | None = None, fo
         ConfigError: a folder has no records, or a baseline is none.
     """
     from harness.compare.baselines import load_baselines
+    from harness.compare.declared import declared
     from harness.compare.gate import gate
     from harness.compare.runs import compare_runs
+    from harness.models import load_models
+    from harness.paths import MODELS
     from harness.results.store import RECORDS, load_run
     from harness.results.summary import summarise
 
@@ -147,7 +150,8 @@ def run_gate(run: Path, base: Path | None = None, history: str | None = None, fo
     comparison = compare_runs(load_run(side), data) if side else None
     baselines = load_baselines(folder)
     trends, last_good = _from_history(summary, run, history, folder)
-    return gate(summary, comparison, baselines, () if comparison else trends, last_good)
+    stated = declared(summary, load_models(MODELS))
+    return gate(summary, comparison, baselines, () if comparison else trends, last_good, stated)
 
 
 def _from_history(

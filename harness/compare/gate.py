@@ -13,7 +13,7 @@ from harness.history.trend import Trend
 from harness.results.records import Status
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary
 from harness.results.text import change, number
-from harness.verdicts import RULES, Judgement, Rules, control_discoveries
+from harness.verdicts import RULES, Declared, Judgement, Rules, control_discoveries
 from harness.verdicts.perplexity import MARGIN
 
 _RANKS = {
@@ -80,6 +80,7 @@ def gate(
     baselines: Sequence[Accepted] = (),
     trends: Sequence[Trend] = (),
     last_good: Mapping[str, str] | None = None,
+    stated: Mapping[str, Sequence[Declared]] | None = None,
     rules: Rules = RULES,
 ) -> GateResult:
     """Judge a run.
@@ -90,6 +91,7 @@ def gate(
         baselines: accepted runs.
         trends: of the run's speeds, their latest value the run's own.
         last_good: cell → where it last passed, in words.
+        stated: cell → the bounds of its model's file, and how they were kept.
         rules: levels.
     """
     compared = {cell.cell: cell for cell in comparison.cells} if comparison else {}
@@ -102,6 +104,7 @@ def gate(
             findings += _comparison(compared[cell.id])
         else:
             findings += _against_baseline(cell, latest_for(baselines, cell.id, summary.run.target.value))
+    findings += _against_stated(stated or {})
     findings += _against_history([trend for trend in trends if trend.cell not in compared], rules)
     findings += [
         Finding(_NOTE, name, f"the base has this cell ({cell.base}), the run does not", status=0)
@@ -193,6 +196,16 @@ def _against_baseline(cell: CellSummary, accepted: Accepted | None) -> list[Find
                 )
             )
     return found
+
+
+def _against_stated(stated: Mapping[str, Sequence[Declared]]) -> list[Finding]:
+    remedy = "measure it against the last good version, or see what the model's file cites (published)"
+    return [
+        Finding(_REGRESSED_SPEED, cell, one.words, remedy, status=1)
+        for cell, bounds in stated.items()
+        for one in bounds
+        if not one.passed
+    ]
 
 
 def _against_history(trends: Sequence[Trend], rules: Rules) -> list[Finding]:

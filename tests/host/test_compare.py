@@ -15,12 +15,17 @@ from sample_run import BROKEN, GOOD, LOST, perplexity, planned, records, run_inf
 from harness.cli import main
 from harness.compare.baselines import accept, accepted_times, load_baselines
 from harness.compare.cli import run_gate
+from harness.compare.declared import declared
+from harness.compare.gate import gate as judged
 from harness.compare.runs import CellComparison, compare_runs
 from harness.errors import ConfigError, FailureClass
 from harness.history.store import History
+from harness.models import load_models
+from harness.paths import MODELS
 from harness.results import OutcomeRecord, PerplexityRecord, Record, SampleRecord, Status, load_run
 from harness.results.records import encode
 from harness.results.store import RECORDS, RunData
+from harness.results.summary import summarise
 from harness.target import Target
 from harness.verdicts import Judgement
 
@@ -357,3 +362,27 @@ def test_the_baseline_command(
     assert "release 1" in capsys.readouterr().out
     assert main(["baseline", "list", "--json", *where]) == 0
     assert json.loads(capsys.readouterr().out)[0]["who"] == "Ada"
+
+
+@pytest.mark.parametrize(
+    ("target", "speed", "context", "status"),
+    [
+        (Target.ANDROID, 36.0, 1024, 1),
+        (Target.ANDROID, 38.0, 1024, 0),
+        (Target.ANDROID, 36.0, 512, 0),  # stated for another context
+        (Target.SIM, 0.1, 1024, 0),  # the simulator's speed is held against nothing
+    ],
+)
+def test_a_speed_below_what_the_models_file_states_blocks(
+    tmp_path: Path, target: Target, speed: float, context: int, status: int
+) -> None:
+    summary = summarise(load_run(run(tmp_path, sample(GOOD, 0, decode_tok_s=speed), PASSED, target=target)))
+    (cell,) = summary.cells
+    lengths = replace(cell.plan.lengths, max_seq_len=context)
+    plan = replace(cell.plan, model="llama3_2_1b_instruct", mode="kv", soc="SM8650", recipe="upstream", lengths=lengths)
+    summary = replace(summary, cells=(replace(cell, plan=plan),))
+    stated = declared(summary, load_models(MODELS))
+    answer = judged(summary, stated=stated)
+    assert answer.status == status
+    said = [finding.what for finding in answer.findings]
+    assert said == (["decode_tok_s 36, declared at least 37"] if status else [])
