@@ -10,10 +10,10 @@ import numpy.typing as npt
 from harness.conduct.attempt import Attempt
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host import Reply
-from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check, worst_noise
+from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check
 from harness.evaluate.phone_scorer import PhoneScorer
 from harness.evaluate.scorer import Scorer
-from harness.evaluate.sqnr import sqnr_db
+from harness.evaluate.sqnr import candidate_noise, sqnr_db
 from harness.evaluate.ttft import measure_ttft, prompt_graph
 from harness.farm.deploy import DeployReport
 from harness.farm.resident import Resident, resident_spec
@@ -58,8 +58,7 @@ def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence
     resident = Resident(attempt.phone.link, deployed, spec)
     try:
         with resident:
-            checks, noise = _perplexities(attempt, resident)
-            checks = (*checks, *_logits_check(attempt, resident), *_texts(attempt, resident, replies, noise))
+            checks = (*_perplexities(attempt, resident), *_against_qdq(attempt, resident, replies))
             _ttft(attempt, resident)
             if attempt.bench.evaluation.tasks:
                 _tasks(attempt, resident)
@@ -68,8 +67,7 @@ def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence
     return checks
 
 
-def _perplexities(attempt: Attempt, resident: Resident) -> tuple[tuple[CheckRecord, ...], float]:
-    """The checks, and by how much the phone's log-likelihoods differ from QDQ's: RMS in nats."""
+def _perplexities(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ...]:
     model, bench, reference = attempt.cell.model, attempt.bench, attempt.reference
     text = _text(attempt, bench.evaluation.tokens or model.eval.tokens)
     phone: list[GroundScore] = []
@@ -86,29 +84,31 @@ def _perplexities(attempt: Attempt, resident: Resident) -> tuple[tuple[CheckReco
     fp, qdq = bench.host.grounds(attempt.artifact.reference, reference, text)
     for score in (fp, qdq, *phone):
         bench.record(score.record(attempt.cell.id))
-    rms = worst_noise(qdq, phone)
-    checks = perplexity_checks(attempt.cell.id, fp, qdq, phone, model.bounds)
-    return (*checks, noise_check(attempt.cell.id, rms, model.bounds)), rms
+    cell, bounds = attempt.cell.id, model.bounds
+    return (*perplexity_checks(cell, fp, qdq, phone, bounds), noise_check(cell, qdq, phone, bounds))
 
 
-def _logits_check(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ...]:
-    """The phone's logits against QDQ's over the text's first tokens; none where the model is too large to keep QDQ."""
+def _against_qdq(attempt: Attempt, resident: Resident, replies: Sequence[Reply]) -> tuple[CheckRecord, ...]:
+    """The phone's logits over the text's first tokens, and the replies; none where the model is too large to keep QDQ.
+
+    Perplexity alone judges then.
+    """
     window = attempt.reference.held_out.windows[0].inputs[: max(1, LOGITS_VALUES // resident.ready.vocab)]
     qdq = attempt.bench.host.logits(attempt.artifact.reference, window)
     if qdq is None:
         return ()
     found: dict[str, tuple[float, int]] = {}
+    noise = 0.0
     for graph in GRAPHS[attempt.cell.mode]:
         tokens = window[:KV_LOGITS] if graph == "kv" else window
-        found[graph] = sqnr_db(qdq[: len(tokens)], PhoneScorer(resident, graph).logits(tokens)), len(tokens)
-    return (logits_check(attempt.cell.id, found, attempt.cell.model.bounds),)
+        logits = PhoneScorer(resident, graph).logits(tokens)
+        found[graph] = sqnr_db(qdq[: len(tokens)], logits), len(tokens)
+        noise = max(noise, candidate_noise(qdq[: len(tokens)], logits))
+    check = logits_check(attempt.cell.id, found, attempt.cell.model.bounds)
+    return (check, _texts(attempt, resident, replies, noise))
 
 
-def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise: float) -> tuple[CheckRecord, ...]:
-    """The replies against QDQ; none where the model is too large to keep QDQ: perplexity alone judges then."""
-    folder, host = attempt.artifact.reference, attempt.bench.host
-    if not host.keeps(folder):
-        return ()
+def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise: float) -> CheckRecord:
     attempt.say("comparing the text with QDQ's")
     prefill = PhoneScorer(resident, "prefill") if attempt.cell.mode is Mode.LOOKAHEAD else None
 
@@ -117,8 +117,9 @@ def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise
         row: npt.NDArray[np.float64] = prefill.logits(tokens, last=1)[0]
         return row
 
-    reports = host.check_texts(folder, attempt.reference, replies, noise, by_prefill if prefill else None)
-    return (text_check(attempt.cell.id, reports),)
+    folder, witness = attempt.artifact.reference, by_prefill if prefill else None
+    reports = attempt.bench.host.check_texts(folder, attempt.reference, replies, noise, witness)
+    return text_check(attempt.cell.id, reports, noise)
 
 
 def _text(attempt: Attempt, tokens: int) -> HeldOut:

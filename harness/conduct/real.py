@@ -192,7 +192,7 @@ def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: 
         bench.record(score.record(cell.id))
     rms = worst_noise(qdq, [phone])
     bounds = cell.model.bounds
-    checks = (*perplexity_checks(cell.id, fp, qdq, [phone], bounds), noise_check(cell.id, rms, bounds))
+    checks = (*perplexity_checks(cell.id, fp, qdq, [phone], bounds), noise_check(cell.id, qdq, [phone], bounds))
     if not bench.host.keeps(attempt.artifact.reference):  # the model is too large: perplexity alone judges
         return checks
     replies: list[Reply] = []
@@ -201,4 +201,4 @@ def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: 
         new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
         replies.append((tuple(fed), tuple(new)))
     reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)
-    return (*checks, text_check(cell.id, reports))
+    return (*checks, text_check(cell.id, reports, rms))

@@ -78,6 +78,15 @@ def chance(one: Sequence[float], other: Sequence[float]) -> float:
     return math.expm1(2 * statistics.stdev(differences) / math.sqrt(len(differences)))
 
 
+def noise_chance(one: Sequence[float], other: Sequence[float]) -> float:
+    """By how much the square of `noise` can be off by chance: two standard errors of the mean square; nats².
+
+    One token that is far off says little over few tokens, and much over many. 0 for fewer than two tokens.
+    """
+    squares = [(a - b) ** 2 for a, b in zip(one, other, strict=False)]
+    return 2 * statistics.stdev(squares) / math.sqrt(len(squares)) if len(squares) > 1 else 0.0
+
+
 def noise(one: Sequence[float], other: Sequence[float]) -> float:
     """RMS of the difference between two grounds' log-likelihoods of a token, over the tokens both cover; nats."""
     pairs = list(zip(one, other, strict=False))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from harness.evaluate.grounds import GroundScore, chance, noise, ratio
-from harness.evaluate.text import TextReport, describe
+from harness.evaluate.grounds import GroundScore, chance, noise, noise_chance, ratio
+from harness.evaluate.text import NOISE_MULTIPLE, TextReport, describe
 from harness.model_file import Bounds
 from harness.results.records import CheckRecord
 
@@ -62,12 +62,14 @@ def worst_noise(qdq: GroundScore, phone: Sequence[GroundScore]) -> float:
     return max((noise(score.each, qdq.each) for score in phone), default=math.inf)
 
 
-def noise_check(cell: str, rms: float, bounds: Bounds) -> CheckRecord:
-    """The noise itself is bounded, since near ties are measured by it."""
-    text = (
-        f"a token's log-likelihood on the phone is {rms:.4f} nats (RMS) from QDQ's (bound {bounds.phone_vs_qdq_rms:g})"
-    )
-    return CheckRecord(cell, "phone_vs_qdq_rms", rms <= bounds.phone_vs_qdq_rms, rms, bounds.phone_vs_qdq_rms, text)
+def noise_check(cell: str, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds) -> CheckRecord:
+    """The noise of each graph is bounded; it fails where it exceeds the bound by more than chance."""
+    bound = bounds.phone_vs_qdq_rms
+    found = [(noise(score.each, qdq.each), noise_chance(score.each, qdq.each), score) for score in phone]
+    passed = bool(found) and all(rms**2 <= bound**2 + luck for rms, luck, _ in found)
+    parts = [f"{rms:.4f} over {len(score.each)} tokens of the {score.graph} graph" for rms, _, score in found]
+    text = f"a token's log-likelihood on the phone is off QDQ's by {', '.join(parts)} (nats, RMS; bound {bound:g})"
+    return CheckRecord(cell, "phone_vs_qdq_rms", passed, worst_noise(qdq, phone), bound, text)
 
 
 def logits_check(cell: str, found: Mapping[str, tuple[float, int]], bounds: Bounds) -> CheckRecord:
@@ -90,12 +92,13 @@ def delegation_check(cell: str, operators: Sequence[str]) -> CheckRecord:
     return CheckRecord(cell, "whole_on_htp", not left, float(len(left)), 0.0, text)
 
 
-def text_check(cell: str, reports: tuple[TextReport, ...]) -> CheckRecord:
+def text_check(cell: str, reports: tuple[TextReport, ...], noise: float) -> CheckRecord:
     """All replies against QDQ: no mismatch, near ties and what the witness vouches for allowed and counted."""
     compared = sum(report.compared for report in reports)
     ties = sum(len(report.near_ties) for report in reports)
     wrong = [difference for report in reports for difference in report.mismatches]
-    text = f"{compared} greedy tokens as QDQ's, {ties} of them near ties"
+    near = f"near ties, within {NOISE_MULTIPLE:g} times {noise:.2g} nats"
+    text = f"{compared} greedy tokens as QDQ's, {ties} of them {near}"
     if vouched := [difference for report in reports for difference in report.vouched]:
         text += f", {len(vouched)} as the prefill graph's instead ({describe(vouched[0])})"
     if wrong:

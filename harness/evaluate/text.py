@@ -20,7 +20,7 @@ class TextReport:
 
     Attributes:
         compared: tokens compared.
-        near_ties: tokens that differ where QDQ's logits of both are nearly equal: within four times the noise.
+        near_ties: tokens that differ where QDQ's logits of both are nearly equal: within six times the noise.
         vouched: tokens that differ by more, but which the witness chose as well, or nearly.
         mismatches: tokens that differ otherwise: the phone is wrong.
     """
@@ -33,8 +33,9 @@ class TextReport:
 
 LEAST_TIE_STEPS = 2.0
 """The last step of each of two quantised logits."""
-NOISE_MULTIPLE = 4.0
-"""A near tie spans so many times the noise (`judge.noise`) of the phone's log-likelihoods."""
+NOISE_MULTIPLE = 6.0
+"""A near tie spans so many times the noise of a logit (`sqnr.candidate_noise`): the difference of two has √2 of it, so
+that is 4.2 standard deviations of what noise does to a gap. Errors of quantised activations have long tails."""
 
 
 def check_text(
@@ -54,10 +55,10 @@ def check_text(
         prompt: what was fed, BOS included.
         tokens: the reply; with the prompt at most one more than the context.
         logits_scale: one step of the quantised logits.
-        noise: RMS by which the phone's log-likelihoods differ from QDQ's, in nats, measured on the held-out text.
+        noise: RMS by which the phone's logits of likely tokens differ from QDQ's, in nats, on the held-out text.
         witness: asked where the phone and QDQ part by more than a near tie. For lookahead, which promises kv's tokens
-            and not QDQ's: a single logit may be further from QDQ's than four times the RMS, and then every graph of
-            the `.pte` says so.
+            and not QDQ's: a single logit may be further from QDQ's than any multiple of the RMS, and then the other
+            graph of the `.pte` says so.
     """
     tie_steps = max(LEAST_TIE_STEPS, NOISE_MULTIPLE * noise / logits_scale)
     rows = reference.run([*prompt, *tokens[:-1]]).logits[len(prompt) - 1 :]
