@@ -161,6 +161,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if worker_input is not None:
             _die_with_controller()
+            if config.option.resume is not None:  # xdist gives a worker what was typed, not what was restored
+                _restore_options(config, config.option.resume)
             before = Resumed.from_data(worker_input[_WORKER_RESUMED])
             config.stash[_RUN] = join_run(_options(config), Path(worker_input[_WORKER_INPUT]), before)
             return
