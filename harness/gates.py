@@ -31,7 +31,10 @@ OLDER_HTP = ("16a4w_kv8", "16a4w_kv8_spin", "16a4w_kv8_mixed")
 """Ready-made recipes for an HTP before V73, in the order of ExecuTorch's advice (README, "Quantization Guidance for
 Older Devices"): 16a4w first, then SpinQuant, then 16a8w on chosen layers."""
 FAULTY_ROWS = 16
-"""Rows of which the compiler miscomputes a tanh beside a multiplication. Tried: 1, 2, 4, 8, 12, 15 to 17, 24, 32, 48, 64, 128."""
+"""Rows of which the compiler miscomputes a tanh beside a multiplication.
+
+Tried: 1, 2, 4, 8, 12, 15 to 17, 24, 32, 48, 64 and 128; only these came out wrong.
+"""
 _NEWER_QNN = "install the pinned onnxruntime-qnn, or point QNN_SDK_ROOT at a QAIRT SDK that is new enough"
 
 
