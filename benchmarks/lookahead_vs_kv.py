@@ -34,17 +34,18 @@ def pairs(folder: Path) -> Iterator[tuple[CellSummary, CellSummary]]:
             yield from ((ahead, other) for other in others[:1])
 
 
-def compare(pte: Path, sample: SampleRecord, shown: str) -> None:
+def compare(session: Session, sample: SampleRecord, shown: str) -> None:
     """Prints one reply's line."""
-    session = Session(Engine(read_info(pte)))
     info = session.info
     (turn,) = sample.raw["turns"]
+    session.rewind(0)
     row = session.feed(turn["prompt_tokens"])
     gaps = []
-    for token in turn["tokens"]:
+    for place, token in enumerate(turn["tokens"]):
+        if place:
+            row = session.step(turn["tokens"][place - 1])
         logits = dequantise(row, info.logits_scale, info.logits_zero_point)
         gaps.append(float(logits.max() - logits[token]))
-        row = session.step(token)
     off = {place: round(gap, 3) for place, gap in enumerate(gaps) if gap > 0}
     same = len(gaps) - len(off)
     print(f"{shown}: {same} of {len(gaps)} tokens are kv's choice; the others apart by (place: nats) {off}")
@@ -58,8 +59,9 @@ def main() -> int:
         return subprocess.run(command, env=find_toolchain().environment(), check=False).returncode
     for ahead, other in pairs(folder):
         assert other.artifact is not None
+        session = Session(Engine(read_info(Path(other.artifact.path))))
         for sample in ahead.samples:
-            compare(Path(other.artifact.path), sample, f"{ahead.id}, prompt {sample.session + 1}")
+            compare(session, sample, f"{ahead.id}, prompt {sample.session + 1}")
     return 0
 
 

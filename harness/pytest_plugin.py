@@ -156,18 +156,16 @@ def pytest_configure(config: pytest.Config) -> None:
         # Nothing named: the cells are in one place, and collecting the host tests in every worker takes seconds.
         config.args = [str(REPOSITORY / "tests" / "device")]
     worker_input: dict[str, Any] | None = getattr(config, "workerinput", None)
-    if config.option.build_folder is not None:
-        os.environ[BUILD_FOLDER] = str(config.option.build_folder.absolute())
     try:
+        if config.option.resume is not None:  # in workers, too: xdist gives them what was typed, not what was restored
+            _restore_options(config, config.option.resume)
+        if config.option.build_folder is not None:
+            os.environ[BUILD_FOLDER] = str(config.option.build_folder.absolute())
         if worker_input is not None:
             _die_with_controller()
-            if config.option.resume is not None:  # xdist gives a worker what was typed, not what was restored
-                _restore_options(config, config.option.resume)
             before = Resumed.from_data(worker_input[_WORKER_RESUMED])
             config.stash[_RUN] = join_run(_options(config), Path(worker_input[_WORKER_INPUT]), before)
             return
-        if config.option.resume is not None:
-            _restore_options(config, config.option.resume)
         if config.option.pte is not None and config.option.compile_only:
             raise ConfigError("--pte and --compile-only exclude each other", where="command line")
         first = FirstProcess(_options(config), dry=config.option.collectonly)

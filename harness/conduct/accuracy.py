@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from harness.conduct.attempt import Attempt
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host import Reply
@@ -110,15 +107,8 @@ def _against_qdq(attempt: Attempt, resident: Resident, replies: Sequence[Reply])
 
 def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise: float) -> CheckRecord:
     attempt.say("comparing the text with QDQ's")
-    prefill = PhoneScorer(resident, "prefill") if attempt.cell.mode is Mode.LOOKAHEAD else None
-
-    def by_prefill(tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-        assert prefill is not None
-        row: npt.NDArray[np.float64] = prefill.logits(tokens, last=1)[0]
-        return row
-
-    folder, witness = attempt.artifact.reference, by_prefill if prefill else None
-    reports = attempt.bench.host.check_texts(folder, attempt.reference, replies, noise, witness)
+    witness = PhoneScorer(resident, "prefill").logits_after if attempt.cell.mode is Mode.LOOKAHEAD else None
+    reports = attempt.bench.host.check_texts(attempt.artifact.reference, attempt.reference, replies, noise, witness)
     return text_check(attempt.cell.id, reports, noise)
 
 

@@ -133,8 +133,8 @@ def read_choice(
 
 def phone_wish(phones: str, arch: int | None, labels: str, capabilities: str) -> Wish:
     """The `--phones`, `--arch`, `--labels`, `--capabilities` options; words comma-separated."""
-    words = [frozenset(split_names(text)) for text in (labels, capabilities, phones)]
-    return Wish(arch=arch, labels=words[0], capabilities=words[1], phones=words[2])
+    named, labelled, able = (frozenset(split_names(text)) for text in (phones, labels, capabilities))
+    return Wish(arch=arch, labels=labelled, capabilities=able, phones=named)
 
 
 def _check_words(wish: Wish, inventory: Inventory) -> None:

@@ -114,8 +114,8 @@ def _not_now(one: Standing) -> str:
     return "busy: cooling down" if one.cooling else ""
 
 
-def demand(wish: Wish, rack: Sequence[Standing]) -> tuple[Phone, ...]:
-    """The free phones that meet a wish.
+def demand(wish: Wish, rack: Sequence[Standing]) -> Selection:
+    """As `select`, for a wish that some phone must meet now.
 
     Raises:
         UnsupportedError: no phone of the rack ever will.
@@ -123,7 +123,7 @@ def demand(wish: Wish, rack: Sequence[Standing]) -> tuple[Phone, ...]:
     """
     found = select(wish, rack)
     if found.free:
-        return found.free
+        return found
     lines = [f"{name}: never: {why}" for name, why in found.never.items()]
     lines = [f"{name}: not now: {why}" for name, why in found.busy.items()] + lines
     if found.busy:
@@ -149,6 +149,5 @@ def meeting(wish: Wish, rack: Sequence[Standing]) -> list[Phone]:
     """
     if wish == ANY_PHONE:
         return [one.phone for one in rack]
-    demand(wish, rack)
-    never = select(wish, rack).never
+    never = demand(wish, rack).never
     return [one.phone for one in rack if one.phone.name not in never]

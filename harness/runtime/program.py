@@ -200,8 +200,8 @@ def _parse(path: Path, mapped: mmap.mmap) -> ProgramInfo:
         )
     metadata = {name[4:]: _constants(plan) for name, plan in sorted(plans.items()) if name.startswith("get_")}
     graphs = {name: _graph(path, name, plans[name]) for name in (KV_GRAPH, PREFILL_GRAPH) if name in plans}
-    delegate = _delegate(program, [plans[name] for name in graphs])
-    return _info(path, graphs, metadata, [plans[name] for name in graphs], delegate)
+    run = [plans[name] for name in graphs]
+    return _info(path, graphs, metadata, run, _delegate(program, run))
 
 
 def _info(
