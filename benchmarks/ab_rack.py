@@ -1,26 +1,35 @@
-"""A against B on the rack: an equal candidate, one slower on purpose in its runner, one made wrong by its quantiser.
+"""A against B on the rack: an equal candidate, one slower on purpose in its runner, one made wrong by its quantiser,
+and one with newer QNN libraries, which fail to compile what the base's do.
 
     python benchmarks/ab_rack.py equal [--runs 20]
     python benchmarks/ab_rack.py slow [--factor 1.3]
     python benchmarks/ab_rack.py wrong
+    python benchmarks/ab_rack.py qnn [--qnn 2.7.0]
 
 Candidates are copies of the installed ExecuTorch (links, but for what is changed) in environments of their own, that
 are gone afterwards. `slow` changes the bindings that its runner calls, and compiles nothing: the artifacts are the
-cache's. `wrong` makes the quantiser's activations coarser, which compiles the tiny model again. Exit status 1 if the
-verdict is not the one expected.
+cache's. `wrong` makes the quantiser's activations coarser, which compiles the tiny model again. `qnn` is
+benchmarks/qnn_regression.py's model in kv and hybrid on this environment's QNN libraries (2.48) and on 2.51, whose
+hybrid must be a BUILD failure with its signature in the verdict, and in the matrix with the last good version. Exit
+status 1 if the verdict is not the one expected.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import venv
 from pathlib import Path
 
-from harness.paths import REPOSITORY
+from qnn_regression import PARAMS
+from random_model import make_model
+
+from harness.paths import REPOSITORY, cache_root
 from harness.toolchain.environment import find_toolchain
+from harness.toolchain.qnn import PACKAGE
 
 RACK = "version: 1\nphones:\n  - name: one\n    virtual: galaxy_s24\n"
 SLOW = '''
@@ -99,14 +108,52 @@ def make_coarse(copy: Path) -> None:
     file.write_text(text + COARSE, encoding="utf-8")
 
 
-def run(base: Path, candidate: Path, reports: Path, tokens: int, mode: str) -> tuple[int, str]:
+def other_qnn(folder: Path, version: str) -> Path:
+    """An environment with this one's packages and QNN libraries of another version; returns its prefix."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "this.pth").write_text(f"{find_toolchain().executorch.parent}\n", encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, f"{PACKAGE}=={version}"],
+        check=True,
+        timeout=900,
+    )
+    return folder
+
+
+def qnn_problems(reports: Path, output: str) -> list[str]:
+    """What a run of the two QNN versions does not show that it should; prints the matrix."""
+    argv = [sys.executable, "-m", "harness.cli", "matrix", "--reports", str(reports)]
+    drawn, data = (
+        subprocess.run([*argv, *more], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True).stdout
+        for more in ((), ("--json",))
+    )
+    print(drawn)
+    cells = {f"{cell['model']}-{cell['mode']}": cell for cell in json.loads(data)["cells"]}
+    failing, running = cells["two_layers-hybrid"], cells["two_layers-kv"]
+    wanted = {
+        "kv runs": running["state"] == "runs",
+        "hybrid fails": failing["state"] == "fails",
+        "its class is BUILD": failing["failure_class"] == "BUILD",
+        "its signature is named": "could not create op: q::" in failing["evidence"] and "no impl" in failing["reason"],
+        "the last good run is the base": str(failing["last_good_run"]).endswith("-base"),
+        "the change of QNN is named": "2.48" in drawn and "2.51" in drawn,
+        "the gate says BUILD": "BUILD" in output,
+    }
+    return [what for what, shown in wanted.items() if not shown]
+
+
+def run(
+    base: Path, candidate: Path, reports: Path, tokens: int, modes: str, models: str = "tiny_llama"
+) -> tuple[int, str]:
     """`pytest -m device --ab`; its exit status and what it printed."""
     rack = reports / "rack.yaml"
     reports.mkdir(parents=True, exist_ok=True)
     rack.write_text(RACK, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", "--rack", str(rack),
-         "--modes", mode, "--reports", str(reports), "--ab-tokens", str(tokens), "--ab", str(base), str(candidate)],
+         "--models", models, "--modes", modes, "--reports", str(reports), "--ab-tokens", str(tokens),
+         "--ab", str(base), str(candidate)],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=7200, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
@@ -115,30 +162,37 @@ def run(base: Path, candidate: Path, reports: Path, tokens: int, mode: str) -> t
 def main() -> int:
     """Prints each run's verdicts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("case", choices=("equal", "slow", "wrong"))
+    parser.add_argument("case", choices=("equal", "slow", "wrong", "qnn"))
     parser.add_argument("--runs", type=int, default=20, help="of equal sides")
     parser.add_argument("--factor", type=float, default=1.3, help="how much slower")
     parser.add_argument("--tokens", type=int, default=16, help="that a timed session generates")
     parser.add_argument("--mode", default="kv")
+    parser.add_argument("--qnn", default="2.7.0", metavar="VERSION", help=f"the candidate's {PACKAGE}")
     arguments = parser.parse_args()
     base = Path(sys.prefix)
     wrong = 0
     # In the cache's folder and not in /tmp, which phones have for themselves.
-    from harness.paths import cache_root
-
     with tempfile.TemporaryDirectory(prefix="ab-", dir=cache_root()) as name:
         scratch = Path(name)
-        candidate = base
-        if arguments.case != "equal":
+        candidate, models, modes = base, "tiny_llama", arguments.mode
+        if arguments.case == "qnn":
+            candidate = other_qnn(scratch / "candidate", arguments.qnn)
+            spec = make_model(scratch / "two_layers", "SmolLM2's shape in two layers", PARAMS, ["kv", "hybrid"])
+            models, modes = str(spec.file), "kv,hybrid"
+        elif arguments.case != "equal":
             candidate = scratch / "candidate"
             copy = copied_environment(candidate)
             make_slow(copy, arguments.factor) if arguments.case == "slow" else make_coarse(copy)
         for number in range(arguments.runs if arguments.case == "equal" else 1):
             reports = scratch / "reports" / str(number)
-            status, output = run(base, candidate, reports, arguments.tokens, arguments.mode)
+            status, output = run(base, candidate, reports, arguments.tokens, modes, models)
             shown = [line for line in output.splitlines() if line.startswith(("gate:", "  1.", "│", "FAILED", "ERROR"))]
             print(f"run {number + 1}: exit status {status}", *shown[-16:], sep="\n", flush=True)
             wrong += (status != 0) if arguments.case == "equal" else (status != 1)
+            if arguments.case == "qnn":
+                for problem in qnn_problems(reports, output):
+                    print(f"NOT: {problem}")
+                    wrong += 1
             if status > 1:
                 print(output[-4000:])
     print(f"not as expected: {wrong}")

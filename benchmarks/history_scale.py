@@ -1,18 +1,22 @@
-"""The history's cost: runs of 10 thousand, 100 thousand and 1 million records imported, and the matrix asked of them.
+"""The history's cost: runs of 10 thousand, 100 thousand and 1 million records imported, and the matrix drawn from them.
 
     python benchmarks/history_scale.py [--records 10000 100000 1000000] [--url URL] [--writers]
 
 Each size has a database of its own. Runs have 100 cells of 20 records each, a mix as `pytest -m device` writes them.
-`--writers` also lets two processes import the same and different runs at once and counts what arrived. One process;
-memory is its peak resident size.
+The matrix is drawn as a lab does, by `htpfarm matrix` with all its files; its time has the start of Python in it.
+`--writers` also lets two processes import the same and different runs at once and counts what arrived. Memory is the
+peak resident size, of the process that imports and of the one that draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import multiprocessing
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -137,6 +141,23 @@ def measure(url: str, reports: Path, wanted: int) -> dict[str, float]:
     }
 
 
+def draw_matrix(url: str, folder: Path) -> dict[str, float]:
+    """`htpfarm matrix` of a history as HTML, Markdown and CSV: seconds, peak memory in MB, and cells drawn."""
+    files = {name: folder / f"matrix.{name}" for name in ("html", "markdown", "csv")}
+    options = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    argv = [sys.executable, "-m", "harness.cli", "matrix", "--history", url, "--reports", str(folder), *options]
+    start = time.monotonic()
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    took = time.monotonic() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, argv
+    with files["csv"].open(encoding="utf-8", newline="") as rows:
+        drawn = sum(row["state"] != "not tried" for row in csv.DictReader(rows))
+    assert drawn == CELLS, drawn
+    return {"drawn_s": round(took, 2), "drawn_mb": round(used.ru_maxrss / 1024)}
+
+
 def _import(url: str, folders: list[Path]) -> None:
     with History(url) as history:
         list(history.import_runs(folders))
@@ -174,6 +195,7 @@ def main() -> int:
             context = multiprocessing.get_context("spawn")
             with context.Pool(1) as pool:
                 got = pool.apply(measure, (arguments.url or f"sqlite:///{file}", scratch / str(wanted), wanted))
+            got |= draw_matrix(arguments.url or f"sqlite:///{file}", scratch)
             got |= {"file_mb": round(file.stat().st_size / 1e6)} if file.exists() else {}
             file.unlink(missing_ok=True)
             print(json.dumps(got), flush=True)

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     rack = argparse.ArgumentParser(add_help=False)
     rack.add_argument("--rack", type=Path, default=REPOSITORY / "devices.yaml", metavar="FILE", help="the inventory")
     cells = argparse.ArgumentParser(add_help=False)
-    cells.add_argument("--models", default="tiny_llama", help="names, comma-separated, or all")
+    cells.add_argument("--models", default="tiny_llama", help="names or .yaml files, comma-separated, or all")
     cells.add_argument("--modes", help="kv, hybrid, lookahead; default: each model's own that are run by default")
     cells.add_argument("--socs", help="chipsets, comma-separated; default: those of the rack")
     for flag, taken in PHONE_OPTIONS.items():

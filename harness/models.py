@@ -194,10 +194,11 @@ def select(models: Mapping[str, ModelSpec], names: Sequence[str] | None) -> tupl
     """The models of these names, sorted by name, each once; all of them for None or `all`.
 
     `NAME_twin` is a model's twin, `all-twins` those of all models that have one, `family-twins` that of one model of
-    each family; see `harness.twins`. They are made when they are first asked for.
+    each family; see `harness.twins`. They are made when they are first asked for. A name that ends with `.yaml` is
+    the file of a model that is not among `models`.
 
     Raises:
-        ConfigError: a model of that name is not known.
+        ConfigError: a model of that name is not known, or its file cannot be used or gives it a name that is taken.
         BuildError: a twin cannot be made.
     """
     if names is None:
@@ -205,7 +206,14 @@ def select(models: Mapping[str, ModelSpec], names: Sequence[str] | None) -> tupl
     if not names:
         raise ConfigError("no model selected", remedy=f"known: {', '.join(sorted(models))}")
     found = {name: models[name] for name in models if name in names or "all" in names}
-    others = [name for name in names if name not in models and name != "all"]
+    others = [name for name in names if name not in models and name != "all" and not name.endswith(".yaml")]
+    for model in [load_model(Path(name)) for name in names if name.endswith(".yaml")]:
+        taken = models.get(model.name, found.get(model.name))
+        if taken and taken.file != model.file:
+            raise ConfigError(
+                f"the name {model.name!r} is taken by {taken.file}", where=str(model.file), remedy="name it otherwise"
+            )
+        found[model.name] = model
     if any(name.endswith(("_twin", "-twins")) for name in others):
         from harness.twins import select_twins  # far to the right: only who asks for twins pays for them
 

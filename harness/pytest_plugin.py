@@ -60,7 +60,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of `pytest -m device`."""
     group = parser.getgroup(_GROUP, "cells on phones (pytest -m device)")
     group.addoption("--rack", type=Path, default=REPOSITORY / "devices.yaml", help="inventory (devices.yaml)")
-    group.addoption("--models", default=DEFAULT_MODELS, help=f"names, comma-separated, or all ({DEFAULT_MODELS})")
+    group.addoption(
+        "--models", default=DEFAULT_MODELS, help=f"names or .yaml files, comma-separated, or all ({DEFAULT_MODELS})"
+    )
     group.addoption("--modes", default=None, help="kv,hybrid,lookahead or all (each model's own)")
     group.addoption("--socs", default=None, help="chipsets, comma-separated (those of the rack)")
     for flags, options in PHONE_OPTIONS.items():

@@ -263,6 +263,14 @@ SIGNATURES: tuple[Signature, ...] = (
         "raise num_sharding",
         "#15954 #17782",
     ),
+    _known(
+        "graph-prepare",
+        r"could not create op: q::\S+",
+        FailureClass.BUILD,
+        "the HTP compiler of this QNN version has no implementation for an operator of the graph",
+        "compile with the QNN version that compiled it last (see `htpfarm matrix`); report the operator to Qualcomm",
+        "benchmarks/qnn_regression.py: QNN 2.51, a hybrid that 2.48 compiles",
+    ),
 )
 
 

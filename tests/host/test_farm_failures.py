@@ -56,6 +56,7 @@ QUOTED = {
     "dsp-memory": "[ERROR] [Qnn ExecuTorch]:  <E> fastrpc memory map for fd: 58 with length: 440401920 failed",
     "runner-not-static": "E 00:00:00.100000 executorch:method.cpp:996] input 2 is none",
     "mem-handle": "PreRegisterMem failed to get file descriptor.\nFail to initialize Qnn Manager",
+    "graph-prepare": "[ERROR] [Qnn ExecuTorch]: could not create op: q::ConvLayer_s1.opt",
     "compile-memory": "[ERROR] estimated allocation (2500000 KB) > 2097152 KB",
     "qnn-library-missing": "Cannot Open QNN library libQnnHtp.so, with error: libxyz.so: not found",
     "not-executable": "/system/bin/sh: ./qnn_llama_runner: can't execute: Permission denied",

@@ -226,3 +226,15 @@ def test_the_models_that_ship() -> None:
     assert weight_count(rows["llama3_2_1b_instruct"].params) - 128256 * 2048 == 1_235_814_400
     assert weight_count(rows["qwen2_5_0_5b"].params) - 151936 * 896 == 494_032_768
     assert weight_count(rows["gemma3_1b"].params) - 262144 * 1152 == 999_885_952
+
+
+def test_select_by_file(tmp_path: Path) -> None:
+    models = {"known": make_model(tmp_path / "models", "known")}
+    mine = write_model(tmp_path / "mine", "mine")
+    assert [spec.name for spec in select(models, [str(mine), "known", str(mine)])] == ["known", "mine"]
+    assert [spec.name for spec in select(models, [str(models["known"].file)])] == ["known"]
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        select(models, [str(tmp_path / "absent.yaml")])
+    with pytest.raises(ConfigError, match="the name 'known' is taken by") as caught:
+        select(models, [str(write_model(tmp_path / "mine", "known"))])
+    assert str(tmp_path / "mine" / "known.yaml") in str(caught.value)
