@@ -172,6 +172,7 @@ def main() -> int:
     base = Path(sys.prefix)
     wrong = 0
     # In the cache's folder and not in /tmp, which phones have for themselves.
+    cache_root().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ab-", dir=cache_root()) as name:
         scratch = Path(name)
         candidate, models, modes = base, "tiny_llama", arguments.mode
