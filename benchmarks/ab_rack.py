@@ -24,12 +24,15 @@ import tempfile
 import venv
 from pathlib import Path
 
+import yaml
 from qnn_regression import PARAMS
 from random_model import make_model
 
-from harness.paths import REPOSITORY, cache_root
+from harness.models import ModelSpec, load_model
+from harness.paths import MODELS, REPOSITORY, cache_root
 from harness.toolchain.environment import find_toolchain
 from harness.toolchain.qnn import PACKAGE, PINNED
+from harness.twins.tokenizer import write_tokenizer
 
 RACK = "version: 1\nphones:\n  - name: one\n    virtual: galaxy_s24\n"
 SLOW = '''
@@ -121,6 +124,19 @@ def other_qnn(folder: Path, version: str) -> Path:
     return folder
 
 
+def two_layers(folder: Path) -> ModelSpec:
+    """benchmarks/qnn_regression.py's model, with a tokenizer that has the special pieces of SmolLM2's chat."""
+    # Random weights predict no text: how far quantising moves its perplexity says nothing.
+    bounds = {"qdq_vs_fp_ppl": 10.0}
+    file = make_model(folder, "SmolLM2's shape in two layers", PARAMS, ["kv", "hybrid"], bounds=bounds).file
+    text = (MODELS / "tiny_llama" / "calibration.txt").read_text(encoding="utf-8")
+    write_tokenizer(load_model(MODELS / "smollm2_135m.yaml"), text, PARAMS["vocab_size"], folder)
+    known = yaml.safe_load(file.read_text(encoding="utf-8"))
+    known["tokenizer"] = {"kind": "huggingface", "path": "tokenizer.json"}
+    file.write_text(yaml.safe_dump(known), encoding="utf-8")
+    return load_model(file)
+
+
 def qnn_problems(reports: Path, output: str) -> list[str]:
     """What a run of the two QNN versions does not show that it should; prints the matrix."""
     argv = [sys.executable, "-m", "harness.cli", "matrix", "--reports", str(reports)]
@@ -178,9 +194,7 @@ def main() -> int:
         candidate, models, modes = base, "tiny_llama", arguments.mode
         if arguments.case == "qnn":
             candidate = other_qnn(scratch / "candidate", arguments.qnn)
-            # The decoder of the tiny model, whose tokenizer it has: SmolLM2's wants tokens of its own.
-            folder, title = scratch / "two_layers", "SmolLM2's shape in two layers"
-            spec = make_model(folder, title, PARAMS, ["kv", "hybrid"], decoder="stories110m")
+            spec = two_layers(scratch / "two_layers")
             models, modes = str(spec.file), "kv,hybrid"
         elif arguments.case != "equal":
             candidate = scratch / "candidate"
