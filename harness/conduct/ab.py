@@ -21,7 +21,7 @@ from harness.conduct.run_attempt import run_attempt
 from harness.conduct.run_cell import not_built, run_cell
 from harness.errors import FailureClass, HarnessError
 from harness.farm.awake import kept_awake
-from harness.farm.deploy import DeployReport, deploy
+from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure
 from harness.farm.payload import Payload
 from harness.results.records import ComparisonRecord, OutcomeRecord, PerplexityRecord, Record, SampleRecord, Status
@@ -118,7 +118,7 @@ def measure_pairs(
     link = sides[0].phone.link
     real = sides[0].bench.target is Target.ANDROID
     payloads = [real_payload(side, side.cell.soc) if real else side.payload for side in sides]
-    deployed = [deploy(link, payload.files) for payload in payloads]
+    deployed = [side.deploy(payload) for side, payload in zip(sides, payloads, strict=True)]
     samples: tuple[list[SampleRecord], list[SampleRecord]] = ([], [])
     found: tuple[SpeedComparison, ...] = ()
     with kept_awake(link) if real else nullcontext():

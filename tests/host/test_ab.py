@@ -37,7 +37,7 @@ from harness.matrix import cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS, REPOSITORY, cache_root
-from harness.results import Record, SampleRecord, load_run
+from harness.results import DeployRecord, Record, SampleRecord, load_run
 from harness.results.records import ComparisonRecord, encode
 from harness.soc import find_soc
 from harness.target import Target
@@ -131,6 +131,19 @@ def test_equal_sides_take_five_pairs_and_are_ok(phone: AttachedPhone, artifact: 
     assert verdict(found, {}) is None
 
 
+def test_what_a_pair_pushed_is_on_record_for_each_side(
+    phone: AttachedPhone, artifact: Artifact, tmp_path: Path
+) -> None:
+    base, candidate = (RUNNER.format(percent=percent, tokens=16) for percent in (101, 102))
+    _, a, b = measured(phone, artifact, tmp_path, base, candidate)
+    for records in (a, b):
+        (deployed,) = (record for record in records if isinstance(record, DeployRecord))
+        assert deployed.phone == "one"
+        assert "qnn_llama_runner" in deployed.pushed  # each side's own: no earlier test pushed these two
+        assert set(deployed.pushed) | set(deployed.reused) == {"qnn_llama_runner", "model.pte", "tokenizer.model"}
+        assert deployed.bytes > 0
+
+
 def test_a_slower_candidate_is_measured_again_and_regressed(
     phone: AttachedPhone, artifact: Artifact, tmp_path: Path
 ) -> None:
@@ -139,7 +152,7 @@ def test_a_slower_candidate_is_measured_again_and_regressed(
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {REGRESSED}
     assert {speed.pairs for speed in found} == {8}
-    assert len(a) == 8
+    assert [type(record) for record in a] == [DeployRecord, *[SampleRecord] * 8]
     decode = found[2]
     assert decode.change == pytest.approx(1 / 1.1 - 1, abs=0.005)
     failure = verdict(found, {})
@@ -161,7 +174,7 @@ def test_other_token_counts_are_invalid(phone: AttachedPhone, artifact: Artifact
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {INVALID}
     assert "token counts differ" in found[0].reason
-    assert len(a) == 5  # more of them would not help
+    assert len([record for record in a if isinstance(record, SampleRecord)]) == 5  # more of them would not help
 
 
 def test_a_runner_that_fails_ends_it(phone: AttachedPhone, artifact: Artifact, tmp_path: Path) -> None:
