@@ -162,6 +162,7 @@ def _from_history(
     from harness.history.query import Choice, list_runs, session_values, standings
     from harness.history.store import History
     from harness.history.trend import trends
+    from harness.toolchain.version import version_words
     from harness.verdicts.metrics import JUDGED
 
     try:
@@ -184,14 +185,10 @@ def _from_history(
         if trend.cell in ours and trend.latest.run == summary.run.id
     ]
     return found, {
-        one.last_good.cell: f"{one.last_good.run} ({_versions(versions.get(one.last_good.run, {}))})"
+        one.last_good.cell: f"{one.last_good.run} ({version_words(versions.get(one.last_good.run, {})) or 'unknown'})"
         for one in good
         if one.last_good
     }
-
-
-def _versions(toolchain: Mapping[str, str]) -> str:
-    return ", ".join(f"{part} {toolchain[part]}" for part in ("executorch", "qnn") if part in toolchain) or "unknown"
 
 
 def print_gate(found: GateResult, console: Console) -> None:

@@ -263,6 +263,14 @@ SIGNATURES: tuple[Signature, ...] = (
         "raise num_sharding",
         "#15954 #17782",
     ),
+    _known(
+        "op-not-prepared",
+        r"could not create op\b",
+        FailureClass.BUILD,
+        "the HTP compiler cannot prepare an operator of the graph",
+        "compile with the QNN libraries it last passed with (`htpfarm matrix` names them), and report the operator",
+        "seen with QNN 2.51, benchmarks/qnn_regression.py",
+    ),
 )
 
 

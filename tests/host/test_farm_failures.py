@@ -66,6 +66,7 @@ QUOTED = {
     "tokenizer-lookahead": "re2.cc:237] Error parsing '((?i:'s|'t': invalid perl operator: (?!",
     "storage-full": "write failed: No space left on device",
     "sdk-api-mismatch": "Qnn API version 2.14.0 is not supported. The minimum supported version is 2.17.0",
+    "op-not-prepared": "QnnDsp <E> could not create op: q::ConvLayer_s1.opt",
     "prompt-too-long": "prompt is over the maximum limit that the prompt processor can handle",
 }
 
