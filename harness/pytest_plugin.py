@@ -354,6 +354,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             folder = stash[_RUN].folder
             write_reports(folder)
             judged = _judged(folder)
+            if judged:
+                _write_ab_reports(folder, judged[0])
             status = judged[0].status if judged else exit_status(summarise(load_run(folder)))
             if judged and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
                 # What a cell says alone may not hold among all: the gate has the last word.
@@ -385,6 +387,12 @@ def _judged(folder: Path) -> tuple[GateResult, str] | None:
     from harness.compare.keep import judge_ab
 
     return judge_ab(folder)
+
+
+def _write_ab_reports(folder: Path, found: GateResult) -> None:
+    from harness.compare.keep import write_ab_reports
+
+    write_ab_reports(folder, found)
 
 
 def _kept(folder: Path) -> str:

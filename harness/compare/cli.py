@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from harness.compare.gate import GateResult
     from harness.compare.runs import RunComparison
     from harness.history.trend import Trend
+    from harness.results.store import RunData
     from harness.results.summary import RunSummary
 
-BASE_SIDE = "base"
-"""Folder of the base's records in the folder of a run of `pytest -m device --ab`."""
 FOLDER = REPOSITORY / "reports" / "baselines"
 _SHOWN = 20
 
@@ -37,6 +36,8 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     compare = verbs.add_parser("compare", parents=[common], help=text, description=text)
     compare.add_argument("base", type=Path, metavar="BASE_RUN")
     compare.add_argument("new", type=Path, metavar="NEW_RUN")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
+    compare.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown")
     compare.set_defaults(verb=_compare)
     text = "may it go in? exit status 0 yes; 1 the product is wrong or slow; 2 configuration; 3 only the rack"
     gate = verbs.add_parser("gate", parents=[common], help=text, description=text)
@@ -70,12 +71,30 @@ def _compare(arguments: argparse.Namespace) -> int:
     from harness.results.store import load_run
     from harness.verdicts import Judgement
 
-    found = compare_runs(load_run(arguments.base), load_run(arguments.new))
+    base, new = load_run(arguments.base), load_run(arguments.new)
+    found = compare_runs(base, new)
+    written = _write_pages(base, new, arguments.html, arguments.markdown)
     if arguments.json:
         print(to_json({**dataclasses.asdict(found), "counts": found.counts}))
     else:
         print_comparison(found, Console())
+        print("\n".join(map(str, written)), end="\n" if written else "")
     return 1 if found.with_judgement(Judgement.REGRESSED) else 0
+
+
+def _write_pages(base: RunData, new: RunData, html: Path | None, markdown: Path | None) -> list[Path]:
+    """Writes the pages that were asked for; returns where they are."""
+    from harness.compare.view import view
+    from harness.files import write_atomically
+    from harness.results.report import render_comparison_html, render_comparison_markdown
+
+    written = []
+    for path, render in ((html, render_comparison_html), (markdown, render_comparison_markdown)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, render(view(base, new)))
+            written.append(path)
+    return written
 
 
 def print_comparison(found: RunComparison, console: Console) -> None:
@@ -138,6 +157,7 @@ def run_gate(run: Path, base: Path | None = None, history: str | None = None, fo
     from harness.compare.declared import declared
     from harness.compare.gate import gate
     from harness.compare.runs import compare_runs
+    from harness.compare.view import BASE_SIDE
     from harness.models import load_models
     from harness.paths import MODELS
     from harness.results.store import RECORDS, load_run
