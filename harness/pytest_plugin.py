@@ -19,6 +19,7 @@ from _pytest.mark.expression import Expression
 from harness.conduct.distribute import one_at_a_time
 from harness.conduct.jobs import cell_scheduling
 from harness.conduct.live import Follower
+from harness.conduct.phone_files import BUILD_FOLDER
 from harness.conduct.plan import (
     DEFAULT_MODELS,
     LENGTH_OPTIONS,
@@ -29,7 +30,6 @@ from harness.conduct.plan import (
     phone_wish,
     split_names,
 )
-from harness.conduct.real import BUILD_FOLDER
 from harness.conduct.resume import Resumed
 from harness.conduct.screen import PhoneScreen, can_show, is_notable
 from harness.conduct.session import FirstProcess, Options, Run, join_run
@@ -77,6 +77,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar=("BASE", "CANDIDATE"),
         help="compare two sides on one phone, a verdict a cell: Python environments, or folders of .pte files",
     )
+    group.addoption(
+        "--ab-build-folders",
+        type=Path,
+        nargs=2,
+        metavar=("BASE", "CANDIDATE"),
+        help="with --ab, for real phones: each side's build-android (the one in its checkout, else --build-folder)",
+    )
+    group.addoption(
+        "--ab-sdks",
+        type=Path,
+        nargs=2,
+        metavar=("BASE", "CANDIDATE"),
+        help="with --ab: each side's QNN SDK, to compile with and for real phones ($QNN_SDK_ROOT)",
+    )
     group.addoption("--ab-tokens", type=int, metavar="N", help="with --ab: tokens a timed session generates")
     group.addoption(
         "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
@@ -114,6 +128,14 @@ def _is_device(name: str, /, **_: str | int | bool | None) -> bool:
     return name == "device"
 
 
+def _two(places: Sequence[Path] | None) -> tuple[Path, Path] | None:
+    """The two sides' folders, wherever a worker of the run stands; None where none were given."""
+    if not places:
+        return None
+    base, candidate = places
+    return base.absolute(), candidate.absolute()
+
+
 def _options(config: pytest.Config) -> Options:
     get = config.getoption
     folders = tuple(folder.absolute() for folder in get("task_folder"))
@@ -125,7 +147,9 @@ def _options(config: pytest.Config) -> Options:
         pte=get("pte"),
         compile_only=get("compile_only"),
         strict_memory=get("strict_memory"),
-        ab=tuple(place.absolute() for place in get("ab")) if get("ab") else None,
+        ab=_two(get("ab")),
+        ab_build_folders=_two(get("ab_build_folders")),
+        ab_sdks=_two(get("ab_sdks")),
         ab_tokens=get("ab_tokens"),
         wish=phone_wish(get("phones"), get("arch"), get("labels"), get("capabilities")),
         any_phone=get("any_phone"),
