@@ -272,6 +272,12 @@ def test_two_equal_folders_are_not_flagged(given: Path, tmp_path: Path) -> None:
     assert cell.perplexity["kv"].ratio == 1.0
     assert json.loads((folder / "comparison.json").read_text())["gate"]["status"] == 0
     assert (reports / "history.sqlite").is_file()
+    html = (folder / "report.html").read_text()
+    assert html.index("Gate: ✓ PASS") < html.index('id="h-against"') < html.index('id="h-matrix"')
+    assert "5 pairs, in the order taken" in html or "8 pairs, in the order taken" in html
+    for side in (folder / "base", folder):
+        (deploys,) = load_run(side).deploys.values()
+        assert len(deploys) == 2  # for the side's checks, and for the pairs
 
 
 @pytest.mark.slow
