@@ -15,7 +15,7 @@ from rich.table import Table
 
 from harness.errors import HarnessError
 from harness.paths import REPOSITORY
-from harness.results.text import number, visible
+from harness.results.text import number, perplexity, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,7 +116,15 @@ def print_comparison(found: RunComparison, console: Console) -> None:
             edges = [None if edge is None else edge - 1 for edge in (one.lower, one.upper)]
             change = _change(None if math.isnan(one.ratio) else one.ratio - 1, *edges)
             word = one.judgement.value + (f": {one.reason}" if one.reason else "")
-            table.add_row("", escape(f"perplexity [{graph}]"), "", "", change, f"{one.documents} blocks", word)
+            table.add_row(
+                "",
+                escape(f"perplexity [{graph}]"),
+                perplexity(one.base),
+                perplexity(one.candidate),
+                change,
+                f"{one.documents} blocks",
+                word,
+            )
         if cell.text is not None:
             table.add_row("", "text", "", "", "", "", cell.text.words)
         table.add_section()
