@@ -31,7 +31,7 @@ from random_model import make_model
 from harness.models import ModelSpec, load_model
 from harness.paths import MODELS, REPOSITORY, cache_root
 from harness.toolchain.environment import find_toolchain
-from harness.toolchain.qnn import PACKAGE, PINNED
+from harness.toolchain.qnn import PACKAGE
 from harness.twins.tokenizer import write_tokenizer
 
 RACK = "version: 1\nphones:\n  - name: one\n    virtual: galaxy_s24\n"
@@ -151,9 +151,10 @@ def qnn_problems(reports: Path, output: str) -> list[str]:
         "kv runs": running["state"] == "runs",
         "hybrid fails": failing["state"] == "fails",
         "its class is BUILD": failing["failure_class"] == "BUILD",
-        "its signature is named": "could not create op: q::" in failing["evidence"] and "no impl" in failing["reason"],
+        "its signature is named": failing["signature"] == "op-not-prepared",
+        "the compiler's line is shown": "could not create op: q::" in failing["evidence"],
         "the last good run is the base": str(failing["last_good_run"]).endswith("-base"),
-        "the change of QNN is named": any(f"{PACKAGE} {PINNED} → {PACKAGE}" in one for one in failing["changed"]),
+        "both versions are named": "with QNN 2.51" in drawn and "with QNN 2.48" in drawn,
         "the gate says BUILD": "BUILD" in output,
     }
     return [what for what, shown in wanted.items() if not shown]

@@ -1,4 +1,4 @@
-"""The JSON schema of models/*.yaml, for editors: `python -m harness.model_schema` writes docs/model.schema.json.
+"""The JSON schema of models/*.yaml, for editors: `python -m harness.schemas` writes docs/model.schema.json.
 
 The first line of each model file names it, as the YAML language server reads it. What a key means is in the docstrings
 of `harness.model_file` and `harness.recipes`.
@@ -9,15 +9,12 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from harness.files import write_atomically
 from harness.model_file import ModelFile
 from harness.paths import REPOSITORY
 
@@ -56,15 +53,3 @@ def schema() -> dict[str, Any]:
 def schema_text() -> str:
     """The schema as the file has it."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
-
-
-def main() -> None:
-    """Entry point."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else SCHEMA
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, schema_text())
-    print(target)
-
-
-if __name__ == "__main__":
-    main()

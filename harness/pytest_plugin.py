@@ -19,6 +19,7 @@ from _pytest.mark.expression import Expression
 from harness.conduct.distribute import one_at_a_time
 from harness.conduct.jobs import cell_scheduling
 from harness.conduct.live import Follower
+from harness.conduct.phone_files import BUILD_FOLDER
 from harness.conduct.plan import (
     DEFAULT_MODELS,
     LENGTH_OPTIONS,
@@ -29,7 +30,6 @@ from harness.conduct.plan import (
     phone_wish,
     split_names,
 )
-from harness.conduct.real import BUILD_FOLDER
 from harness.conduct.resume import Resumed
 from harness.conduct.screen import PhoneScreen, can_show, is_notable
 from harness.conduct.session import FirstProcess, Options, Run, join_run
@@ -79,6 +79,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar=("BASE", "CANDIDATE"),
         help="compare two sides on one phone, a verdict a cell: Python environments, or folders of .pte files",
     )
+    group.addoption(
+        "--ab-build-folders",
+        type=Path,
+        nargs=2,
+        metavar=("BASE", "CANDIDATE"),
+        help="with --ab, for real phones: each side's build-android (the one in its checkout, else --build-folder)",
+    )
+    group.addoption(
+        "--ab-sdks",
+        type=Path,
+        nargs=2,
+        metavar=("BASE", "CANDIDATE"),
+        help="with --ab: each side's QNN SDK, to compile with and for real phones ($QNN_SDK_ROOT)",
+    )
     group.addoption("--ab-tokens", type=int, metavar="N", help="with --ab: tokens a timed session generates")
     group.addoption(
         "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
@@ -106,14 +120,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--reports", type=Path, default=REPOSITORY / "reports", help="where runs are written (reports/)")
 
 
+def asks_for_cells(expression: str) -> bool:
+    """Whether a `-m` expression asks for device tests by name: `not slow` would select them, but means others. Pure."""
+    if not expression:
+        return False
+    compiled = Expression.compile(expression)
+    return compiled.evaluate(_is_device) and not compiled.evaluate(_has_none)
+
+
 def _active(config: pytest.Config) -> bool:
-    """Whether device tests are asked for: `-m` selects the marker `device`."""
-    expression = config.getoption("markexpr", "")
-    return bool(expression) and Expression.compile(expression).evaluate(_is_device)
+    return asks_for_cells(config.getoption("markexpr", ""))
 
 
 def _is_device(name: str, /, **_: str | int | bool | None) -> bool:
     return name == "device"
+
+
+def _has_none(_name: str, /, **_: str | int | bool | None) -> bool:
+    return False
+
+
+def _two(places: Sequence[Path] | None) -> tuple[Path, Path] | None:
+    """The two sides' folders, wherever a worker of the run stands; None where none were given."""
+    if not places:
+        return None
+    base, candidate = places
+    return base.absolute(), candidate.absolute()
 
 
 def _options(config: pytest.Config) -> Options:
@@ -127,7 +159,9 @@ def _options(config: pytest.Config) -> Options:
         pte=get("pte"),
         compile_only=get("compile_only"),
         strict_memory=get("strict_memory"),
-        ab=tuple(place.absolute() for place in get("ab")) if get("ab") else None,
+        ab=_two(get("ab")),
+        ab_build_folders=_two(get("ab_build_folders")),
+        ab_sdks=_two(get("ab_sdks")),
         ab_tokens=get("ab_tokens"),
         wish=phone_wish(get("phones"), get("arch"), get("labels"), get("capabilities")),
         any_phone=get("any_phone"),
@@ -356,6 +390,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             folder = stash[_RUN].folder
             write_reports(folder)
             judged = _judged(folder)
+            if judged:
+                _write_ab_reports(folder, judged[0])
             status = judged[0].status if judged else exit_status(summarise(load_run(folder)))
             if judged and session.exitstatus == pytest.ExitCode.TESTS_FAILED:
                 # What a cell says alone may not hold among all: the gate has the last word.
@@ -387,6 +423,12 @@ def _judged(folder: Path) -> tuple[GateResult, str] | None:
     from harness.compare.keep import judge_ab
 
     return judge_ab(folder)
+
+
+def _write_ab_reports(folder: Path, found: GateResult) -> None:
+    from harness.compare.keep import write_ab_reports
+
+    write_ab_reports(folder, found)
 
 
 def _kept(folder: Path) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from harness.errors import HarnessError
 from harness.paths import REPOSITORY
-from harness.results.text import number, visible
+from harness.results.text import number, perplexity, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from harness.compare.gate import GateResult
     from harness.compare.runs import RunComparison
     from harness.history.trend import Trend
+    from harness.results.store import RunData
     from harness.results.summary import RunSummary
 
-BASE_SIDE = "base"
-"""Folder of the base's records in the folder of a run of `pytest -m device --ab`."""
 FOLDER = REPOSITORY / "reports" / "baselines"
 _SHOWN = 20
 
@@ -37,6 +36,8 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     compare = verbs.add_parser("compare", parents=[common], help=text, description=text)
     compare.add_argument("base", type=Path, metavar="BASE_RUN")
     compare.add_argument("new", type=Path, metavar="NEW_RUN")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
+    compare.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown")
     compare.set_defaults(verb=_compare)
     text = "may it go in? exit status 0 yes; 1 the product is wrong or slow; 2 configuration; 3 only the rack"
     gate = verbs.add_parser("gate", parents=[common], help=text, description=text)
@@ -70,12 +71,30 @@ def _compare(arguments: argparse.Namespace) -> int:
     from harness.results.store import load_run
     from harness.verdicts import Judgement
 
-    found = compare_runs(load_run(arguments.base), load_run(arguments.new))
+    base, new = load_run(arguments.base), load_run(arguments.new)
+    found = compare_runs(base, new)
+    written = _write_pages(base, new, arguments.html, arguments.markdown)
     if arguments.json:
         print(to_json({**dataclasses.asdict(found), "counts": found.counts}))
     else:
         print_comparison(found, Console())
+        print("\n".join(map(str, written)), end="\n" if written else "")
     return 1 if found.with_judgement(Judgement.REGRESSED) else 0
+
+
+def _write_pages(base: RunData, new: RunData, html: Path | None, markdown: Path | None) -> list[Path]:
+    """Writes the pages that were asked for; returns where they are."""
+    from harness.compare.view import view
+    from harness.files import write_atomically
+    from harness.results.report import render_comparison_html, render_comparison_markdown
+
+    written = []
+    for path, render in ((html, render_comparison_html), (markdown, render_comparison_markdown)):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, render(view(base, new)))
+            written.append(path)
+    return written
 
 
 def print_comparison(found: RunComparison, console: Console) -> None:
@@ -97,7 +116,15 @@ def print_comparison(found: RunComparison, console: Console) -> None:
             edges = [None if edge is None else edge - 1 for edge in (one.lower, one.upper)]
             change = _change(None if math.isnan(one.ratio) else one.ratio - 1, *edges)
             word = one.judgement.value + (f": {one.reason}" if one.reason else "")
-            table.add_row("", escape(f"perplexity [{graph}]"), "", "", change, f"{one.documents} blocks", word)
+            table.add_row(
+                "",
+                escape(f"perplexity [{graph}]"),
+                perplexity(one.base),
+                perplexity(one.candidate),
+                change,
+                f"{one.documents} blocks",
+                word,
+            )
         if cell.text is not None:
             table.add_row("", "text", "", "", "", "", cell.text.words)
         table.add_section()
@@ -138,6 +165,7 @@ def run_gate(run: Path, base: Path | None = None, history: str | None = None, fo
     from harness.compare.declared import declared
     from harness.compare.gate import gate
     from harness.compare.runs import compare_runs
+    from harness.compare.view import BASE_SIDE
     from harness.models import load_models
     from harness.paths import MODELS
     from harness.results.store import RECORDS, load_run
@@ -162,6 +190,7 @@ def _from_history(
     from harness.history.query import Choice, list_runs, session_values, standings
     from harness.history.store import History
     from harness.history.trend import trends
+    from harness.toolchain.version import version_words
     from harness.verdicts.metrics import JUDGED
 
     try:
@@ -184,14 +213,10 @@ def _from_history(
         if trend.cell in ours and trend.latest.run == summary.run.id
     ]
     return found, {
-        one.last_good.cell: f"{one.last_good.run} ({_versions(versions.get(one.last_good.run, {}))})"
+        one.last_good.cell: f"{one.last_good.run} ({version_words(versions.get(one.last_good.run, {})) or 'unknown'})"
         for one in good
         if one.last_good
     }
-
-
-def _versions(toolchain: Mapping[str, str]) -> str:
-    return ", ".join(f"{part} {toolchain[part]}" for part in ("executorch", "qnn") if part in toolchain) or "unknown"
 
 
 def print_gate(found: GateResult, console: Console) -> None:

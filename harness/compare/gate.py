@@ -161,6 +161,13 @@ def _comparison(cell: CellComparison) -> list[Finding]:
             found.append(Finding(_REGRESSED_ACCURACY, cell.cell, what, "compare the two sides' QDQ", status=1))
         elif one.judgement is Judgement.INVALID:
             found.append(Finding(_NOTE, cell.cell, f"perplexity of the {graph} graph: INVALID: {one.reason}"))
+    invalid: dict[str, list[str]] = {}
+    for speed in cell.speeds:
+        if speed.judgement is Judgement.INVALID:
+            invalid.setdefault(speed.reason, []).append(speed.metric)
+    found += [
+        Finding(_NOTE, cell.cell, f"{', '.join(metrics)}: INVALID: {reason}") for reason, metrics in invalid.items()
+    ]
     for speed in cell.speeds:
         if speed.judgement is Judgement.REGRESSED and speed.change is not None:
             what = (
@@ -169,8 +176,6 @@ def _comparison(cell: CellComparison) -> list[Finding]:
             )
             rank = _REGRESSED_SPEED + 1 - min(1.0, worst_change(cell))
             found.append(Finding(rank, cell.cell, what, "look at what the change does in this graph", status=1))
-        elif speed.judgement is Judgement.INVALID:
-            found.append(Finding(_NOTE, cell.cell, f"{speed.metric}: INVALID: {speed.reason}"))
     if cell.text is not None and not cell.text.equal:
         found.append(Finding(_NOTE, cell.cell, cell.text.words, "near ties may; the cell's own checks judge it"))
     return found

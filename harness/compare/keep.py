@@ -8,12 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from harness.compare.cli import BASE_SIDE, print_comparison, print_gate, run_gate, to_json
+from harness.compare.cli import print_comparison, print_gate, run_gate, to_json
 from harness.compare.gate import GateResult
 from harness.compare.runs import compare_runs
+from harness.compare.view import BASE_SIDE, ab_view, answer
 from harness.errors import HarnessError
 from harness.files import write_atomically
 from harness.history.store import History, default_url
+from harness.results.report import write_reports
 from harness.results.store import RECORDS, load_run
 
 WIDTH = 120
@@ -33,6 +35,15 @@ def keep(folder: Path) -> str:
     except HarnessError as error:
         return f"not taken into the history: {error}"
     return ""
+
+
+def write_ab_reports(folder: Path, found: GateResult) -> None:
+    """Writes the reports of a run of A against B, the gate's answer and the comparison first.
+
+    Raises:
+        ConfigError: a side has no records.
+    """
+    write_reports(folder, answer=answer(found), against=ab_view(folder))
 
 
 def judge_ab(folder: Path) -> tuple[GateResult, str] | None:

@@ -7,6 +7,7 @@ their own have a session a prompt, the same prompt on both sides.
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from harness.errors import FailureClass
-from harness.results.records import PerplexityRecord, SampleRecord, Status
+from harness.results.records import ComparisonRecord, PerplexityRecord, SampleRecord, Status
 from harness.results.store import RunData
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary, summarise
 from harness.target import Target
@@ -59,6 +60,7 @@ class SpeedComparison:
         p: p-value of a slowdown by its own pairs; 1 when INVALID.
         base, candidate: medians over sessions.
         reason: why INVALID or INCONCLUSIVE; empty when it is not.
+        each: number, base's and candidate's median of every pair of sessions, in the order of the numbers.
     """
 
     metric: str
@@ -72,6 +74,24 @@ class SpeedComparison:
     base: float | None = None
     candidate: float | None = None
     reason: str = ""
+    each: tuple[tuple[int, float, float], ...] = ()
+
+    def record(self, cell: str, base_run: str, phone: str, judgement: Judgement) -> ComparisonRecord:
+        """It as a record; `judgement`: the one by its own pairs, or the one among all comparisons."""
+        return ComparisonRecord(
+            cell, base_run, phone, self.metric, judgement.value, self.change, self.lower, self.upper, self.pairs,
+            self.p, self.base, self.candidate, self.reason,
+        )  # fmt: skip
+
+
+def perplexity_record(cell: str, base_run: str, phone: str, graph: str, one: PerplexityComparison) -> ComparisonRecord:
+    """The comparison of a graph's perplexity as a record."""
+    edges = (one.ratio, one.lower, one.upper)
+    change, lower, upper = (None if edge is None or math.isnan(edge) else edge - 1 for edge in edges)
+    return ComparisonRecord(
+        cell, base_run, phone, f"token_ppl[{graph}]", one.judgement.value, change, lower, upper, one.documents,
+        base=one.base, candidate=one.candidate, reason=one.reason,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -345,6 +365,7 @@ def _speed(
     both = [number for number in numbers if medians[0].get(number, 0) > 0 and medians[1].get(number, 0) > 0]
     if not both:
         return dataclasses.replace(unmeasured, reason=f"{metric} was not measured on both sides")
+    unmeasured = dataclasses.replace(unmeasured, each=tuple((n, medians[0][n], medians[1][n]) for n in both))
     way = BETTER[metric]
     d = log_ratios([medians[0][n] for n in both], [medians[1][n] for n in both], way)
     sign = -1 if way is Better.HIGHER else 1
@@ -361,7 +382,10 @@ def _speed(
     word = Judgement(str(judge(d, way, rules))) if enough else Judgement.INCONCLUSIVE
     reason = "" if enough else _few(len(both), rules)
     p = float(slowdown_p_values([float(found.mean)], [float(found.sd)], [len(both)], rules)[0])
-    return SpeedComparison(metric, word, word, change, edges[0], edges[1], len(both), p, middle[0], middle[1], reason)
+    return dataclasses.replace(
+        unmeasured, judgement=word, alone=word, change=change, lower=edges[0], upper=edges[1], pairs=len(both), p=p,
+        reason=reason,
+    )  # fmt: skip
 
 
 def _few(pairs: int, rules: Rules) -> str:
@@ -402,19 +426,25 @@ def _documents(score: PerplexityRecord) -> list[Document]:
 
 def compare_texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord]) -> TextComparison | None:
     """The first reply to each prompt; None where no prompt was given to both."""
-    sides = [{sample.prompt: _reply(sample) for sample in reversed(side)} for side in (base, candidate)]
+    sides = [{sample.prompt: reply_tokens(sample) for sample in reversed(side)} for side in (base, candidate)]
     prompts = [prompt for prompt in dict.fromkeys(sample.prompt for sample in base) if prompt in sides[1]]
     if not prompts:
         return None
     return compare_greedy([sides[0][prompt] for prompt in prompts], [sides[1][prompt] for prompt in prompts])
 
 
-def _reply(sample: SampleRecord) -> list[int]:
+def reply_tokens(sample: SampleRecord) -> list[int]:
     """The tokens of a reply; of a record without them its characters."""
     turns = sample.raw.get("turns")
     if isinstance(turns, list) and turns and isinstance(turns[0], dict) and isinstance(turns[0].get("tokens"), list):
         return [int(token) for token in turns[0]["tokens"]]
     return [ord(character) for character in sample.text]
+
+
+def has_tokens(sample: SampleRecord) -> bool:
+    """Whether a sample's record holds the tokens of its reply, and not the text alone."""
+    turns = sample.raw.get("turns")
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "tokens" in turns[0]
 
 
 def worst_change(cell: CellComparison) -> float:

@@ -53,7 +53,8 @@ class Entry:
         age_days: days since that; None without a result or its time.
         phones: phones with a result that counts, those that fail first.
         failing: of them, those that fail.
-        last_good: the latest result that passed; also of a cell that runs.
+        last_good: the latest result that passed; also of a cell that runs. Of one that fails: before it failed, and on
+            the phone that fails, where there is such a one. Where only a build failed, having compiled is good.
         changed: of a cell that fails, what differs in the toolchain since `last_good`.
         note: of a cell that is not tried, what was tried and said nothing.
     """
@@ -148,15 +149,16 @@ def entry(results: Iterable[Result], now: str) -> Entry:
     """What the results of one row and column come to."""
     ordered = sorted(results, key=lambda result: (result.time, result.run, result.cell))
     telling = [result for result in ordered if state_of(result) is not State.NOT_TRIED]
-    good = next((result for result in reversed(ordered) if result.status == Status.PASSED), None)
     if not telling:
-        return Entry(State.NOT_TRIED, last_good=good, note=_note(ordered))
+        compiled = next((result for result in reversed(ordered) if result.status == Status.PASSED), None)
+        return Entry(State.NOT_TRIED, last_good=compiled, note=_note(ordered))
     counting = _counting(telling)
     by_state: dict[State, list[Result]] = {}
     for result in counting:
         by_state.setdefault(state_of(result), []).append(result)
     state = next(state for state in _WORST_FIRST if state in by_state)
     shown = by_state[state][-1]
+    good = _last_good(ordered, shown)
     failing = _phones(by_state.get(State.FAILS, ()))
     others = _phones(result for result in counting if state_of(result) is not State.FAILS)
     changed = _changes(good, shown) if good and state is State.FAILS else ()
@@ -194,6 +196,17 @@ def _counting(telling: list[Result]) -> list[Result]:
             latest.pop(result.phone, None)
             latest[result.phone] = result
     return list(latest.values())
+
+
+def _last_good(ordered: list[Result], shown: Result) -> Result | None:
+    building = shown.failure_class == FailureClass.BUILD
+    good = [
+        result for result in ordered if result.status == Status.PASSED and (building or state_of(result) is State.RUNS)
+    ]
+    if state_of(shown) is State.FAILS:
+        before = [result for result in good if result.time <= shown.time] or good
+        good = [result for result in before if _touched(shown) and result.phone == shown.phone] or before
+    return good[-1] if good else None
 
 
 def _touched(result: Result) -> bool:

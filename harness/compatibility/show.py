@@ -16,9 +16,12 @@ from rich.text import Text
 
 from harness.compatibility.matrix import Change, Column, Compatibility, Entry, Row, State
 from harness.compatibility.result import Result
+from harness.errors import FailureClass
+from harness.farm.signatures import find_signature
 from harness.results.report import html_environment, markdown_environment
 from harness.results.text import NONE, number, perplexity, visible
 from harness.target import Target
+from harness.toolchain.version import qnn_words, version_words
 
 MARKS = {State.RUNS: "✓", State.FAILS: "✗", State.UNSUPPORTED: "–", State.NOT_TRIED: "…"}
 """A sign for each state, so that colour is never all that tells them apart."""
@@ -60,6 +63,9 @@ CSV_COLUMNS = (
     "last_good_time",
     "changed",
     "note",
+    "signature",
+    "versions",
+    "last_good_versions",
 )
 
 
@@ -149,7 +155,8 @@ def failure_lines(found: Entry) -> list[str]:
     result = found.result
     if result is None:
         return []
-    lines = [f"{result.failure_class or 'no class'}: {result.reason or 'no reason was recorded'}"]
+    known = f" [{name}]" if (name := signature(result)) else ""
+    lines = [f"{result.failure_class or 'no class'}{known}: {result.reason or 'no reason was recorded'}"]
     lines.append(f"run {result.run}, {age(found.age_days)} old" + _on(found))
     lines.append(f"last good: {last_good(found)}")
     lines += [f"changed since: {', '.join(change(one) for one in found.changed)}"] if found.changed else []
@@ -160,9 +167,35 @@ def failure_lines(found: Entry) -> list[str]:
 
 
 def last_good(found: Entry) -> str:
-    """The last run in which the cell passed, and when."""
+    """The last run in which the cell passed, when, and with which versions."""
     good = found.last_good
-    return f"{good.run} ({good.time[:16].replace('T', ' ')} UTC)" if good else "none known"
+    if not good:
+        return "none known"
+    said = f"{good.run} ({good.time[:16].replace('T', ' ')} UTC)"
+    return f"{said} with {words}" if (words := versions(good)) else said
+
+
+def last_good_short(found: Entry) -> str:
+    """The same for a cell of the matrix: `last good with QNN 2.48 in run X`; empty where none is known."""
+    good = found.last_good
+    if not good:
+        return ""
+    return f"last good{f' with {words}' if (words := qnn_words(good.toolchain)) else ''} in run {good.run}"
+
+
+def versions(result: Result) -> str:
+    """`QNN 2.48 (onnxruntime-qnn 2.4.0), ExecuTorch 1.5.1`: what is known of a result's toolchain, hashes left out."""
+    return version_words(result.toolchain)
+
+
+def signature(result: Result) -> str:
+    """Name of the known failure that a failing result's evidence or reason shows; empty of another one.
+
+    A known message counts where it decided the class, as when the cell failed, or where a build failed.
+    """
+    match = find_signature(result.evidence) or find_signature(result.reason)
+    counts = match and result.failure_class in (FailureClass.BUILD, match[0].failure_class)
+    return match[0].name if match and counts else ""
 
 
 def where(column: Column) -> str:
@@ -184,6 +217,7 @@ def _words(found: Entry) -> Text:
         return text
     if found.state is State.FAILS:
         text.append(f" {result.failure_class}")
+        text.append(f"\n{visible(last_good_short(found))}" if found.last_good else "", "dim")
     if found.state is State.UNSUPPORTED:
         text.append(f"\n{visible(result.gate)}")
     if found.state is State.RUNS:
@@ -221,6 +255,9 @@ def _cell(row: Row, column: Column, found: Entry) -> dict[str, Any]:
         "last_good_time": good.time if good else None,
         "changed": [change(one) for one in found.changed],
         "note": found.note,
+        "signature": signature(result) if result and found.state is State.FAILS else "",
+        "versions": versions(result) if result else "",
+        "last_good_versions": versions(good) if good else "",
     }
 
 
@@ -254,6 +291,9 @@ def _context(matrix: Compatibility) -> dict[str, Any]:
         "change": change,
         "where": where,
         "last_good": last_good,
+        "last_good_short": last_good_short,
+        "signature": signature,
+        "versions": versions,
         "anchor": lambda row, column: f"{row.label}-{column.soc}-{column.target}".replace(" ", ""),
         "has_sim": any(column.target == Target.SIM for column in matrix.columns),
         "unsupported": _reasons(matrix),

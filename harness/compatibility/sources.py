@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from harness.compatibility.matrix import State, state_of
 from harness.compatibility.result import Result, Source
 from harness.gates import Version, judge_all
 from harness.matrix import cells
@@ -20,28 +21,33 @@ if TYPE_CHECKING:
     from harness.history.store import History
 
 _PPL = "word_ppl[PHONE/"
+_SPEEDS = ("ttft_ms", "prefill_tok_s", "decode_tok_s")
 
 
 @dataclass(frozen=True)
 class Joined:
-    """Several sources; of a run and cell that more than one knows, the first one's result."""
+    """Several sources; of a run and cell that more than one knows, the latest result (a run may have gone on since it
+    was imported), of equal ones the first source's."""
 
     sources: tuple[Source, ...]
 
     def results(self) -> Iterable[Result]:
         """The results of all."""
-        seen: set[tuple[str, str]] = set()
+        kept: dict[tuple[str, str], Result] = {}
         for source in self.sources:
             for result in source.results():
                 key = result.run, result.cell
-                if not result.run or key not in seen:
-                    seen.add(key)
+                if not result.run:
                     yield result
+                elif key not in kept or result.time > kept[key].time:
+                    kept[key] = result
+        yield from kept.values()
 
 
 @dataclass(frozen=True)
 class FromHistory:
-    """The results in a history. Numbers are filled in where a cell's latest and last good results are.
+    """The results in a history. Numbers are filled in where a matrix can show them: in the latest result of each cell
+    and phone that says something.
 
     Attributes:
         history: the database, open.
@@ -53,18 +59,20 @@ class FromHistory:
 
     def results(self) -> Iterable[Result]:
         """All results of the history."""
-        from harness.history.query import Choice, cell_results, list_runs, standings
+        from harness.history.query import Choice, cell_results, evidence_paths, list_runs, medians
 
         choice = Choice(target=self.target)
         toolchains = {run.run: run.toolchain for run in list_runs(self.history, choice)}
-        wanted = ("ttft_ms", "prefill_tok_s", "decode_tok_s", f"{_PPL}*")
-        numbers: dict[tuple[str, str], dict[str, float]] = {}
-        for standing in standings(self.history, choice, wanted):
-            for one in (standing.latest, standing.last_good):
-                if one:
-                    numbers[one.run, one.cell] = one.metrics
-        for stored in cell_results(self.history, choice):
-            yield _from_history(stored, numbers.get((stored.run, stored.cell), {}), toolchains.get(stored.run, {}))
+        paths = evidence_paths(self.history, choice)
+        found = [
+            _from_history(stored, toolchains.get(stored.run, {}), paths.get((stored.run, stored.cell), ""))
+            for stored in cell_results(self.history, choice)
+        ]
+        telling = [result for result in found if state_of(result) is not State.NOT_TRIED]
+        latest = {(result.cell, result.target, result.phone): (result.run, result.cell) for result in telling}
+        numbers = medians(self.history, set(latest.values()), (*_SPEEDS, f"{_PPL}*"))
+        for result in found:
+            yield _with_numbers(result, numbers.get((result.run, result.cell), {}))
 
 
 @dataclass(frozen=True)
@@ -107,9 +115,7 @@ class Gates:
             )
 
 
-def _from_history(stored: Stored, numbers: dict[str, float], toolchain: dict[str, str]) -> Result:
-    scores = {name.removeprefix(_PPL).rstrip("]"): value for name, value in numbers.items() if name.startswith(_PPL)}
-    graph, ppl = _best(scores)
+def _from_history(stored: Stored, toolchain: dict[str, str], evidence_path: str) -> Result:
     return Result(
         run=stored.run,
         cell=stored.cell,
@@ -127,13 +133,16 @@ def _from_history(stored: Stored, numbers: dict[str, float], toolchain: dict[str
         reason=stored.reason,
         remedy=stored.remedy,
         evidence=stored.evidence,
-        ttft_ms=numbers.get("ttft_ms"),
-        prefill_tok_s=numbers.get("prefill_tok_s"),
-        decode_tok_s=numbers.get("decode_tok_s"),
-        ppl=ppl,
-        ppl_graph=graph,
+        evidence_path=evidence_path,
         toolchain=toolchain,
     )
+
+
+def _with_numbers(result: Result, numbers: Mapping[str, float]) -> Result:
+    scores = {name.removeprefix(_PPL).rstrip("]"): value for name, value in numbers.items() if name.startswith(_PPL)}
+    graph, ppl = _best(scores)
+    speeds = {name: numbers.get(name) for name in _SPEEDS}
+    return replace(result, ppl=ppl, ppl_graph=graph, **speeds)  # type: ignore[arg-type]
 
 
 def _best(scores: dict[str, float]) -> tuple[str, float | None]:

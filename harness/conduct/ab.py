@@ -13,7 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.build.cache import Artifact
-from harness.compare.runs import SpeedComparison, compare_perplexities, compare_speeds, compare_texts
+from harness.compare.runs import (
+    SpeedComparison,
+    compare_perplexities,
+    compare_speeds,
+    compare_texts,
+    perplexity_record,
+)
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.real import real_payload, run_real_prompt
 from harness.conduct.replies import run_prompt
@@ -21,7 +27,7 @@ from harness.conduct.run_attempt import run_attempt
 from harness.conduct.run_cell import not_built, run_cell
 from harness.errors import FailureClass, HarnessError
 from harness.farm.awake import kept_awake
-from harness.farm.deploy import DeployReport, deploy
+from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure
 from harness.farm.payload import Payload
 from harness.results.records import ComparisonRecord, OutcomeRecord, PerplexityRecord, Record, SampleRecord, Status
@@ -118,7 +124,7 @@ def measure_pairs(
     link = sides[0].phone.link
     real = sides[0].bench.target is Target.ANDROID
     payloads = [real_payload(side, side.cell.soc) if real else side.payload for side in sides]
-    deployed = [deploy(link, payload.files) for payload in payloads]
+    deployed = [side.deploy(payload) for side, payload in zip(sides, payloads, strict=True)]
     samples: tuple[list[SampleRecord], list[SampleRecord]] = ([], [])
     found: tuple[SpeedComparison, ...] = ()
     with kept_awake(link) if real else nullcontext():
@@ -195,22 +201,9 @@ def _records(
     speeds: Sequence[SpeedComparison],
     perplexity: dict[str, PerplexityComparison],
 ) -> list[ComparisonRecord]:
-    cell, phone = attempt.cell.id, attempt.phone.phone.name
-    made = [
-        ComparisonRecord(
-            cell, base_run, phone, speed.metric, speed.alone.value, speed.change, speed.lower, speed.upper, speed.pairs,
-            speed.p, speed.base, speed.candidate, speed.reason,
-        )
-        for speed in speeds
-    ]  # fmt: skip
-    return made + [
-        ComparisonRecord(
-            cell, base_run, phone, f"token_ppl[{graph}]", one.judgement.value, one.ratio - 1,
-            None if one.lower is None else one.lower - 1, None if one.upper is None else one.upper - 1, one.documents,
-            reason=one.reason,
-        )
-        for graph, one in perplexity.items()
-    ]  # fmt: skip
+    where = attempt.cell.id, base_run, attempt.phone.phone.name
+    made = [speed.record(*where, speed.alone) for speed in speeds]
+    return made + [perplexity_record(*where, graph, one) for graph, one in perplexity.items()]
 
 
 def _words(speeds: Sequence[SpeedComparison], perplexity: dict[str, PerplexityComparison]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.build.cache import Artifact
 from harness.build.reference import Reference, load_reference
+from harness.conduct.phone_files import PhoneFiles
 from harness.errors import FailureClass
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
@@ -46,6 +47,7 @@ class Bench:
         attempts_before: cell id → its tries before the run was interrupted; the next is counted on.
         side: `base` or `candidate` of a run of A against B; else empty.
         launcher: what starts the runner on a virtual phone, where it is not the phone's own.
+        phone_files: where a real phone's runner and libraries are from; None: what the run was told.
     """
 
     run_id: str
@@ -61,6 +63,7 @@ class Bench:
     attempts_before: Mapping[str, int] = field(default_factory=dict)
     side: str = ""
     launcher: str | None = None
+    phone_files: PhoneFiles | None = None
 
 
 @dataclass(frozen=True)

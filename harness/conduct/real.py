@@ -6,11 +6,10 @@ graph's logits are, for the perplexity of the held-out text's beginning and for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from harness.conduct.attempt import Attempt, verdict
+from harness.conduct.phone_files import phone_files
 from harness.conduct.prompt_session import fed_tokens, sample_record, take_session
 from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
@@ -31,8 +30,6 @@ from harness.target import Target
 from harness.text.decoders import VERSIONS
 from harness.text.heldout import beginning
 
-BUILD_FOLDER = "HTPFARM_BUILD_FOLDER"
-"""Names ExecuTorch's build for Android (`--build-folder`)."""
 START_LIMIT_S, STEP_LIMIT_S = 120.0, 2.0
 REPLY_TOKENS = 32
 """Tokens of each reply that are held against QDQ: each process dumps vocabulary × 2 bytes for every one."""
@@ -56,6 +53,11 @@ def target_of(phones: Iterable[Phone]) -> Target:
     return Target.ANDROID if real else Target.SIM
 
 
+def socs_of(phones: Iterable[Phone]) -> list[Soc]:
+    """The chipsets of phones, as far as they are known, in order."""
+    return sorted({phone.soc for phone in phones if phone.soc})
+
+
 def check_real(phones: Sequence[Phone]) -> None:
     """Refuses real phones without what they need, before anything runs.
 
@@ -63,38 +65,14 @@ def check_real(phones: Sequence[Phone]) -> None:
         ConfigError: no build folder, no SDK, or files missing in them; names all.
     """
     if target_of(phones) is Target.ANDROID:
-        build, sdk = build_folder(), sdk_root()
-        for soc in sorted({phone.soc for phone in phones if phone.soc}):
-            # Any file will do for the model: what counts here is what lies beside it.
-            android_payload(Path(__file__), Path(__file__), soc, build_folder=build, qnn_sdk_root=sdk)
-
-
-def build_folder() -> Path:
-    """ExecuTorch's `build-android`. Raises ConfigError if none is named."""
-    if not (named := os.environ.get(BUILD_FOLDER)):
-        raise ConfigError(
-            "real phones need ExecuTorch's runner for Android, and no build folder is named",
-            where="--build-folder",
-            remedy="build it with backends/qualcomm/scripts/build.sh and give --build-folder build-android",
-        )
-    return Path(named)
-
-
-def sdk_root() -> Path:
-    """The QNN SDK with libraries for Android. Raises ConfigError if none is named."""
-    if not (named := os.environ.get("QNN_SDK_ROOT")):
-        raise ConfigError(
-            "real phones need the QNN SDK's libraries for Android",
-            where="QNN_SDK_ROOT",
-            remedy="let it name the SDK: the package onnxruntime-qnn has the host's libraries alone",
-        )
-    return Path(named)
+        phone_files().check(socs_of(phones))
 
 
 def real_payload(attempt: Attempt, soc: Soc) -> Payload:
     """What a real phone needs for a cell."""
     pte, tokenizer = attempt.artifact.pte, attempt.tokenizer_file
-    return android_payload(pte, tokenizer, soc, build_folder=build_folder(), qnn_sdk_root=sdk_root())
+    files = attempt.bench.phone_files or phone_files()
+    return android_payload(pte, tokenizer, soc, build_folder=files.build, qnn_sdk_root=files.sdk)
 
 
 def run_on_real(attempt: Attempt) -> Failure | None:

@@ -19,9 +19,10 @@ from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, build_file, wait_for_artifact
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
+from harness.conduct.phone_files import PhoneFiles, phone_files
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
 from harness.conduct.rack_use import RackUse
-from harness.conduct.real import check_real, target_of
+from harness.conduct.real import check_real, socs_of, target_of
 from harness.conduct.resume import Resumed, check_same, resumed
 from harness.conduct.run_cell import not_built, run_cell
 from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
@@ -48,6 +49,7 @@ from harness.results import (
     utc_now,
 )
 from harness.soc import find_soc
+from harness.target import Target
 from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
 
 NOTHING_DONE = Resumed()
@@ -65,6 +67,8 @@ class Options:
         any_phone: a cell runs once on any phone of its SoC, instead of once on each.
         strict_memory: what is likely not to compile here for lack of memory is refused, instead of warned of.
         ab: the two sides of a run of A against B, base and candidate: environments, or folders of `.pte` files.
+        ab_build_folders, ab_sdks: the two sides' builds for Android and QNN SDKs, for real phones; None: each side's
+            own, else the run's.
         ab_tokens: tokens that a timed session of it generates; None for each model's own.
         resume: folder of an interrupted run to go on with; None for a new run.
     """
@@ -84,6 +88,8 @@ class Options:
     strict_memory: bool = False
     ab: tuple[Path, Path] | None = None
     ab_tokens: int | None = None
+    ab_build_folders: tuple[Path, Path] | None = None
+    ab_sdks: tuple[Path, Path] | None = None
     resume: Path | None = None
 
     def choice(self) -> Choice:
@@ -114,7 +120,8 @@ class Run:
         self.target = target_of(phones)
         self.base: Run | None = None
         if options.ab and side is None:
-            before, side = (read_side(*named) for named in zip((BASE, CANDIDATE), options.ab, strict=True))
+            own = options.ab_build_folders or (None, None), options.ab_sdks or (None, None)
+            before, side = (read_side(*named) for named in zip((BASE, CANDIDATE), options.ab, *own, strict=True))
             self.base = Run(options, folder / BASE, choice, phones, before)
         self.side = side
         self.toolchain: Toolchain = side.toolchain if side else find_toolchain()
@@ -138,6 +145,17 @@ class Run:
     def given(self) -> Path | None:
         """The folder of `.pte` files that were given; None where they are built."""
         return self.side.pte if self.side else self.options.pte
+
+    def phone_files(self) -> PhoneFiles | None:
+        """What real phones get, of this side; None on virtual ones. Raises ConfigError where there is none."""
+        if self.target is not Target.ANDROID:
+            return None
+        return self.side.phone_files() if self.side else phone_files()
+
+    def recorded_toolchain(self) -> dict[str, str]:
+        """What the run's first record says: the toolchain, and what runs on real phones beside the model."""
+        files = self.phone_files()
+        return self.fingerprint | (files.fingerprint() if files else {})
 
     def planned_cells(self) -> list[Cell]:
         """The cells that run."""
@@ -219,6 +237,7 @@ class Run:
             ),
             side=self.side.name if self.side else "",
             launcher=self.side.launcher if self.side else None,
+            phone_files=self.phone_files(),
         )
 
     def base_bench(self) -> Bench:
@@ -233,6 +252,7 @@ class Run:
             host=base._host,
             side=BASE,
             launcher=base.side.launcher if base.side else None,
+            phone_files=base.phone_files(),
         )
 
 
@@ -278,7 +298,14 @@ class FirstProcess:
             if options.resume:
                 self.run.resumed = resumed(load_run(options.resume))
             return
-        check_real(choice.inventory.phones)
+        if not options.ab:  # of A against B each side is asked, once it is known what it is
+            check_real(choice.inventory.phones)
+        if (options.ab_build_folders or options.ab_sdks) and not options.ab:
+            raise ConfigError(
+                "--ab-build-folders and --ab-sdks are the two sides' of --ab, which is not given",
+                where="command line",
+                remedy="give --ab BASE CANDIDATE too; a run of one side takes --build-folder and QNN_SDK_ROOT",
+            )
         if options.ab and options.resume:
             raise ConfigError("a run of A against B cannot be resumed", where="--resume", remedy="start it again")
         if options.ab and options.pte:
@@ -312,6 +339,10 @@ class FirstProcess:
                 where=f"{options.rack}: --socs {options.socs}",
                 remedy="see `htpfarm devices`",
             )
+        for named in (run.base, run) if run.base is not None else ():
+            files = named.phone_files()
+            if files is not None and named.side is not None:
+                files.check(socs_of(phones), f"--ab, {named.side.name} ({named.side.place})")
         if before is not None:
             _go_on(run, before)
         for side in (run.base, run):
@@ -375,7 +406,7 @@ def _record_plan(run: Run) -> None:
             tuple(sys.argv),
             platform.node(),
             __version__,
-            run.fingerprint,
+            run.recorded_toolchain(),
             str(run.options.rack),
             run.target,
         )
@@ -392,7 +423,7 @@ def _go_on(run: Run, before: RunData) -> None:
         ConfigError: it is another run.
     """
     entries = [plan_entry(planned.cell, planned.verdict) for planned in run.planned]
-    check_same(before, entries, run.fingerprint, run.target.value, run.folder)
+    check_same(before, entries, run.recorded_toolchain(), run.target.value, run.folder)
     run.resumed = resumed(before)
     for planned in run.planned:  # what the killed process said of a build is not the answer of this one's
         if planned.verdict.run and planned.cell.id not in run.resumed.done:

@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--summary", type=Path, metavar="FILE", help="append a GitHub step summary; default: $GITHUB_STEP_SUMMARY"
     )
     parser.add_argument("--gate", action="store_true", help="begin the reports with `htpfarm gate`'s answer")
-    parser.add_argument("--base", type=Path, metavar="RUN", help="with --gate: what to hold the run against")
+    parser.add_argument(
+        "--base", type=Path, metavar="RUN", help="what to hold the run against: in the report, and by --gate"
+    )
     parser.add_argument("--pytorch", type=Path, metavar="FILE", help="PyTorch's benchmark records v3, JSON")
     parser.add_argument("--prometheus", type=Path, metavar="FILE", help="Prometheus's text format")
     parser.add_argument("--history", metavar="URL", help="whose past runs to draw; default: $HTPFARM_HISTORY, reports/")
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     import sys
 
+    from harness.compare.view import ab_view
     from harness.export.past import history_url, past_of
     from harness.export.step_summary import append, gate_words
     from harness.results import load_run
@@ -55,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         with History(url) as history:
             past = past_of(history, summary)
     answer = _answer(arguments) if arguments.gate else None
-    written = list(write_reports(arguments.run, past, answer))
+    written = list(write_reports(arguments.run, past, answer, ab_view(arguments.run, arguments.base)))
     for name, render in _renderers().items():
         if path := getattr(arguments, name):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _answer(arguments: argparse.Namespace) -> Answer:
     from harness.compare.cli import run_gate
-    from harness.results.page import Answer
+    from harness.compare.view import answer
 
-    found = run_gate(arguments.run, arguments.base, arguments.history)
-    blocking = tuple((one.cell, one.what, one.remedy) for one in found.findings if one.status)
-    return Answer(found.passed, found.against, blocking)
+    return answer(run_gate(arguments.run, arguments.base, arguments.history))
 
 
 def _renderers() -> dict[str, Callable[[RunSummary], str]]:

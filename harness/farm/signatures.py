@@ -264,12 +264,12 @@ SIGNATURES: tuple[Signature, ...] = (
         "#15954 #17782",
     ),
     _known(
-        "graph-prepare",
-        r"could not create op: q::\S+",
+        "op-not-prepared",
+        r"could not create op\b",
         FailureClass.BUILD,
-        "the HTP compiler of this QNN version has no implementation for an operator of the graph",
-        "compile with the QNN version that compiled it last (see `htpfarm matrix`); report the operator to Qualcomm",
-        "benchmarks/qnn_regression.py: QNN 2.51, a hybrid that 2.48 compiles",
+        "the HTP compiler cannot prepare an operator of the graph",
+        "compile with the QNN libraries it last passed with (`htpfarm matrix` names them), and report the operator",
+        "seen with QNN 2.51, benchmarks/qnn_regression.py",
     ),
 )
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
-from harness.history.schema import results, runs, sessions
-from harness.results.records import Status
+from harness.history.schema import records, results, runs, sessions
+from harness.results.records import OutcomeRecord, Status
 
 if TYPE_CHECKING:
     from harness.history.store import History
@@ -197,6 +197,37 @@ def cell_results(history: History, choice: Choice) -> list[CellResult]:
     query = select(*_result_columns()).where(*_result_filter(choice)).order_by(results.c.ended, results.c.run)
     with history.reading() as connection:
         return [CellResult(**row) for row in connection.execute(query).mappings()]
+
+
+def medians(
+    history: History, wanted: set[tuple[str, str]], metrics: Sequence[str] = ("*",)
+) -> dict[tuple[str, str], dict[str, float]]:
+    """(run, cell) → metric → median over the sessions.
+
+    Args:
+        wanted: run and cell of each result; those without a metric are left out.
+        metrics: names, or with `*`.
+    """
+    with history.reading() as connection:
+        return _medians(connection, wanted, metrics)
+
+
+def evidence_paths(history: History, choice: Choice = Choice()) -> dict[tuple[str, str], str]:  # noqa: B008 - frozen
+    """(run, cell) → the file with all of a failure's evidence, relative to the run's folder; only where there is one.
+
+    It is no column of the results: the outcomes' own records have it.
+    """
+    failed = (Status.FAILED.value, Status.ERROR.value)
+    query = (
+        select(records.c.run, records.c.cell, records.c.body)
+        .join(results, and_(results.c.run == records.c.run, results.c.cell == records.c.cell))
+        .where(records.c.kind == OutcomeRecord.kind, results.c.status.in_(failed), *_result_filter(choice))
+        .order_by(records.c.run, records.c.line)
+    )
+    with history.reading() as connection:
+        found = [(str(run), str(cell), str(body)) for run, cell, body in connection.execute(query)]
+    last = {(run, cell): json.loads(body).get("evidence_path") for run, cell, body in found}
+    return {key: path for key, path in last.items() if path}
 
 
 def session_values(history: History, choice: Choice, limit: int | None = None) -> list[SessionValue]:

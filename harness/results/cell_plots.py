@@ -107,7 +107,7 @@ def past_line(title: str, past: Sequence[Past]) -> Line | None:
 
 def draw_line(line: Line, ident: str) -> Markup:
     """The plot as an `svg` element, from zero up; well-formed XML, foreign text escaped."""
-    svg = _svg(ident, line.title, line.description)
+    svg = new_svg(ident, line.title, line.description)
     top = ticks(max(line.values), 3)[-1]
     right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
 
@@ -119,18 +119,18 @@ def draw_line(line: Line, ident: str) -> Markup:
 
     axes = ET.SubElement(svg, "g", {"class": "axes"})
     for value in ticks(max(line.values), 3):
-        _path(axes, "grid", f"M{_LEFT} {y(value):.1f}H{right}")
-        _label(axes, _LEFT - 6, y(value) + 4, f"{value:g}", "end")
+        put_path(axes, "grid", f"M{_LEFT} {y(value):.1f}H{right}")
+        put_label(axes, _LEFT - 6, y(value) + 4, f"{value:g}", "end")
     if line.breaks:
-        _path(axes, "boundary", "".join(f"M{x(index - 0.5):.1f} {_TOP}V{bottom}" for index in line.breaks))
-    _label(axes, _LEFT + 2, HEIGHT - 6, line.first, "start")
-    _label(axes, right, HEIGHT - 6, line.last, "end")
-    _label(axes, 2, 14, line.title, "start", "name")
+        put_path(axes, "boundary", "".join(f"M{x(index - 0.5):.1f} {_TOP}V{bottom}" for index in line.breaks))
+    put_label(axes, _LEFT + 2, HEIGHT - 6, line.first, "start")
+    put_label(axes, right, HEIGHT - 6, line.last, "end")
+    put_label(axes, 2, 14, line.title, "start", "name")
     group = ET.SubElement(svg, "g", {"class": "series s0"})
     places = [f"{x(index):.1f} {y(value):.1f}" for index, value in enumerate(line.values)]
-    _path(group, "stairs", "M" + "L".join(places))
-    _path(group, "dots", "".join(f"M{place}{_DOT}" for place in places))
-    return _markup(svg)
+    put_path(group, "stairs", "M" + "L".join(places))
+    put_path(group, "dots", "".join(f"M{place}{_DOT}" for place in places))
+    return to_markup(svg)
 
 
 def draw_perplexities(cell: CellSummary, ident: str) -> Markup | None:
@@ -147,25 +147,26 @@ def draw_perplexities(cell: CellSummary, ident: str) -> Markup | None:
     said = ", ".join(f"{name} {perplexity(value)}" for name, value in found)
     row, left = 24, 96
     height = _TOP + row * len(found) + 4
-    svg = _svg(ident, "token perplexity by phase", said, height)
+    svg = new_svg(ident, "token perplexity by phase", said, height)
     axes = ET.SubElement(svg, "g", {"class": "axes"})
-    _label(axes, 2, 14, "token perplexity by phase", "start", "name")
+    put_label(axes, 2, 14, "token perplexity by phase", "start", "name")
     group = ET.SubElement(svg, "g", {"class": "series s2"})
     for index, (name, value) in enumerate(found):
         y = _TOP + row * (index + 0.5)
         x = left + 16 + (value - middle + half) / (2 * half) * (WIDTH - left - 86)
-        _label(axes, left - 8, y + 4, name, "end")
-        _path(axes, "grid", f"M{left} {y:.1f}H{WIDTH - 56}")
-        _path(group, "dots", f"M{x:.1f} {y:.1f}{_DOT}")
-        _label(axes, WIDTH - 2, y + 4, perplexity(value), "end", "name")
-    return _markup(svg)
+        put_label(axes, left - 8, y + 4, name, "end")
+        put_path(axes, "grid", f"M{left} {y:.1f}H{WIDTH - 56}")
+        put_path(group, "dots", f"M{x:.1f} {y:.1f}{_DOT}")
+        put_label(axes, WIDTH - 2, y + 4, perplexity(value), "end", "name")
+    return to_markup(svg)
 
 
 def _good(value: float | None) -> bool:
     return value is not None and math.isfinite(value) and 0 <= value < LIMIT
 
 
-def _svg(ident: str, title: str, description: str, height: int = HEIGHT) -> ET.Element:
+def new_svg(ident: str, title: str, description: str, height: int = HEIGHT) -> ET.Element:
+    """An `svg` of a small plot's width, with its title and what it shows in words; `ident` is unique in the page."""
     attributes = {"viewBox": f"0 0 {WIDTH} {height}", "role": "img", "aria-labelledby": f"{ident}-t {ident}-d"}
     svg = ET.Element("svg", attributes)
     ET.SubElement(svg, "title", {"id": f"{ident}-t"}).text = visible(title)
@@ -173,14 +174,17 @@ def _svg(ident: str, title: str, description: str, height: int = HEIGHT) -> ET.E
     return svg
 
 
-def _path(parent: ET.Element, kind: str, d: str) -> None:
+def put_path(parent: ET.Element, kind: str, d: str) -> None:
+    """A path of a class of the style sheet."""
     ET.SubElement(parent, "path", {"class": kind, "d": d})
 
 
-def _label(parent: ET.Element, x: float, y: float, text: str, anchor: str, kind: str = "") -> None:
+def put_label(parent: ET.Element, x: float, y: float, text: str, anchor: str, kind: str = "") -> None:
+    """A text; foreign characters are made visible."""
     attributes = {"x": f"{x:.0f}", "y": f"{y:.0f}", "text-anchor": anchor} | ({"class": kind} if kind else {})
     ET.SubElement(parent, "text", attributes).text = visible(text)
 
 
-def _markup(svg: ET.Element) -> Markup:
+def to_markup(svg: ET.Element) -> Markup:
+    """The element as text, all foreign text escaped."""
     return Markup(ET.tostring(svg, encoding="unicode"))  # noqa: S704 - ElementTree has escaped all text

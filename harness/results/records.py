@@ -340,7 +340,7 @@ class ComparisonRecord(Record):
         lower, upper: its two-sided 90% interval.
         pairs: ABBA pairs, or blocks of the text.
         p: p-value of a slowdown.
-        base, candidate: medians over sessions.
+        base, candidate: medians over sessions; of a perplexity, a token's.
         reason: why it is INVALID or INCONCLUSIVE.
     """
 

@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.files import write_atomically
-from harness.results import accuracy, cell_plots, page, text, ttft, ttft_plot
+from harness.results import accuracy, cell_plots, page, pair_plot, text, ttft, ttft_plot
+from harness.results.against import MARKS, STYLES, VERDICTS, Against, percent
 from harness.results.store import load_run
 from harness.results.summary import (
     SIM_NOTE,
@@ -46,7 +47,10 @@ _EVIDENCE_CHARACTERS = 6000
 
 
 def write_reports(
-    folder: Path, past: Pasts = MappingProxyType({}), answer: page.Answer | None = None
+    folder: Path,
+    past: Pasts = MappingProxyType({}),
+    answer: page.Answer | None = None,
+    against: Against | None = None,
 ) -> tuple[Path, Path]:
     """Write both reports into a run's folder.
 
@@ -54,6 +58,7 @@ def write_reports(
         folder: the run's folder, with `records.jsonl`; the run may be going on, or have been interrupted.
         past: what a history knows of its cells.
         answer: a gate's, if one was asked.
+        against: the run against its base, if it has one.
 
     Returns:
         the paths of `report.html` and `report.md`.
@@ -61,7 +66,7 @@ def write_reports(
     Raises:
         ConfigError: the folder has no records.
     """
-    return _write(folder, summarise(load_run(folder)), past, answer)
+    return _write(folder, summarise(load_run(folder)), past, answer, against)
 
 
 def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
@@ -83,20 +88,37 @@ def report(run_folder: Path, out: TextIO | None = None) -> RunSummary:
     return summary
 
 
-def render_html(summary: RunSummary, past: Pasts = MappingProxyType({}), answer: page.Answer | None = None) -> str:
+def render_html(
+    summary: RunSummary,
+    past: Pasts = MappingProxyType({}),
+    answer: page.Answer | None = None,
+    against: Against | None = None,
+) -> str:
     """The page: needs no network, and no script but for its filter; everything that comes from records is escaped.
 
     Args:
         summary: the run.
         past: what a history knows of its cells.
         answer: a gate's, if one was asked.
+        against: the run against its base, if it has one.
     """
-    return html_environment().get_template("report.html.j2").render(_context(summary, past) | {"answer": answer})
+    context = _context(summary, past) | {"answer": answer} | _against(against, summary)
+    return html_environment().get_template("report.html.j2").render(context)
 
 
-def render_markdown(summary: RunSummary) -> str:
+def render_markdown(summary: RunSummary, against: Against | None = None) -> str:
     """The same matrix and numbers for a pull request or a step summary; everything from records is escaped."""
-    return markdown_environment().get_template("report.md.j2").render(_context(summary, {}))
+    return markdown_environment().get_template("report.md.j2").render(_context(summary, {}) | _against(against))
+
+
+def render_comparison_html(against: Against) -> str:
+    """A comparison as a page of its own; as `render_html`."""
+    return html_environment().get_template("comparison.html.j2").render(_against(against))
+
+
+def render_comparison_markdown(against: Against) -> str:
+    """A comparison as Markdown of its own; everything from records is escaped."""
+    return markdown_environment().get_template("comparison.md.j2").render(_against(against))
 
 
 def escape_markdown(value: str) -> str:
@@ -127,10 +149,11 @@ def _write(
     summary: RunSummary,
     past: Pasts = MappingProxyType({}),
     answer: page.Answer | None = None,
+    against: Against | None = None,
 ) -> tuple[Path, Path]:
     html, markdown = folder / HTML, folder / MARKDOWN
-    write_atomically(html, render_html(summary, past, answer))
-    write_atomically(markdown, render_markdown(summary))
+    write_atomically(html, render_html(summary, past, answer, against))
+    write_atomically(markdown, render_markdown(summary, against))
     return html, markdown
 
 
@@ -140,6 +163,35 @@ def _small_plots(past: Pasts, cell: CellSummary, ident: str) -> list[Markup]:
     found = [cell_plots.draw_line(line, f"{ident}-{number}") for number, line in enumerate(lines) if line]
     perplexities = cell_plots.draw_perplexities(cell, f"{ident}-ppl")
     return [*found, perplexities] if perplexities else found
+
+
+def _against(against: Against | None, summary: RunSummary | None = None) -> dict[str, Any]:
+    """What the templates of a comparison need.
+
+    Args:
+        against: the comparison; None: there is none to show.
+        summary: the run whose report it stands in; None: it is a page of its own. Decides what the filter goes by.
+    """
+    tags: dict[str, tuple[str, str]] = {}
+    if summary is not None:
+        for cell in summary.cells:
+            phones = cell.phones if not cell.plan.phone else ()
+            tags[cell.id] = " ".join((cell.id, *phones)), cell.status.lower().replace(" ", "-")
+    elif against is not None:
+        tags = {cell.cell: (cell.cell, cell.judgement.lower()) for cell in against.cells}
+    counts = against.counts if against else {}
+    return {
+        "against": against,
+        "verdict_marks": MARKS,
+        "verdict_styles": STYLES,
+        "verdict_states": [(word.lower(), MARKS[word], word, counts.get(word, 0)) for word in VERDICTS],
+        "tags": tags,
+        "draw_pairs": pair_plot.draw_pairs,
+        "percent": percent,
+        "fold": against is not None and len(against.cells) > MANY,
+        "against_sim": "sim " if against and against.is_sim else "",
+        "sim_words": SIM_NOTE,
+    }
 
 
 def _context(summary: RunSummary, past: Pasts) -> dict[str, Any]:

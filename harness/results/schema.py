@@ -1,4 +1,4 @@
-"""The JSON schema of a line of `records.jsonl`: `python -m harness.results.schema` writes docs/records.schema.json.
+"""The JSON schema of a line of `records.jsonl`: `python -m harness.schemas` writes docs/records.schema.json.
 
 What a field means is taken from the docstrings of `harness.results.records`.
 """
@@ -9,13 +9,10 @@ import dataclasses
 import inspect
 import json
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from harness.files import write_atomically
 from harness.paths import REPOSITORY
 from harness.results.records import KINDS, PerplexityRecord, Record
 
@@ -89,15 +86,3 @@ def _with_names_of_infinity(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_names_of_infinity(item) for item in value]
     return value
-
-
-def main() -> None:
-    """Entry point."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else SCHEMA
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, schema_text())
-    print(target)
-
-
-if __name__ == "__main__":
-    main()

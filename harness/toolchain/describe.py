@@ -23,6 +23,7 @@ from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
 from harness.toolchain.qnn import QnnLibraries
 
 _TIMEOUT_S = 300.0
+_KEEP_SDK = "--keep-sdk"
 # What a build worker needs beside ExecuTorch; asked for by name, so that the answer names what is missing.
 _NEEDED = ("torch", "torchao", "pydantic", "yaml", "numpy", "safetensors", "sentencepiece", "transformers", "filelock")
 
@@ -44,8 +45,12 @@ def interpreter(prefix: Path) -> Path:
     return python.absolute()  # not resolved: a venv's python is a link whose place says which environment it is
 
 
-def toolchain_at(prefix: Path) -> tuple[Toolchain, dict[str, str]]:
+def toolchain_at(prefix: Path, sdk: Path | None = None) -> tuple[Toolchain, dict[str, str]]:
     """The toolchain of the environment at `prefix`, and its fingerprint.
+
+    Args:
+        prefix: of the environment.
+        sdk: the QNN SDK it takes its libraries from, whatever it has of its own; None: its own, else `$QNN_SDK_ROOT`.
 
     Raises:
         ConfigError: no environment, or one without ExecuTorch, the QNN libraries or what a build needs.
@@ -53,9 +58,11 @@ def toolchain_at(prefix: Path) -> tuple[Toolchain, dict[str, str]]:
     python = interpreter(prefix)
     environment = {key: value for key, value in os.environ.items() if key not in ("EXECUTORCH_ROOT", "PYTHONHOME")}
     environment["PYTHONPATH"] = str(REPOSITORY)
+    if sdk is not None:
+        environment["QNN_SDK_ROOT"] = str(sdk)
     try:
         done = subprocess.run(
-            [python, "-m", "harness.toolchain.describe"],
+            [python, "-m", "harness.toolchain.describe", *([_KEEP_SDK] if sdk is not None else [])],
             env=environment,
             capture_output=True,
             text=True,
@@ -111,7 +118,7 @@ def main() -> int:
             )
         )
         return 2
-    if importlib.util.find_spec("onnxruntime_qnn") is not None:
+    if _KEEP_SDK not in sys.argv and importlib.util.find_spec("onnxruntime_qnn") is not None:
         os.environ.pop("QNN_SDK_ROOT", None)
     said: dict[str, Any]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from harness.errors import ConfigError
 from harness.files import write_atomically
@@ -25,15 +26,38 @@ def parse_build_id(text: str) -> tuple[int, int]:
     raise ConfigError(f"{text!r} is no QNN build id", where="toolchain", remedy="run `htpfarm doctor`")
 
 
+def version_of_package(source: str) -> tuple[int, int] | None:
+    """The QNN version of PyPI's libraries (`onnxruntime-qnn 2.4.0` → (2, 48)); None of other or unknown ones. Pure."""
+    package, _, version = source.rpartition(" ")
+    return _OF_PACKAGE.get(version) if package == PACKAGE else None
+
+
+def qnn_words(recorded: Mapping[str, str]) -> str:
+    """`QNN 2.48` of a recorded fingerprint; of libraries without a known version where they are from and their hash.
+
+    Empty where the fingerprint names none. Pure.
+    """
+    source, hashed = recorded.get("qnn", ""), recorded.get("qnn_htp_sha256", "")
+    if known := version_of_package(source):
+        return f"QNN {known[0]}.{known[1]}"
+    return f"QNN {source}{f' {hashed[:12]}' if hashed else ''}" if source else ""
+
+
+def version_words(recorded: Mapping[str, str]) -> str:
+    """`QNN 2.48 (onnxruntime-qnn 2.4.0), ExecuTorch 1.5.1` of a recorded fingerprint; empty of an empty one. Pure."""
+    source, executorch, qnn = recorded.get("qnn", ""), recorded.get("executorch", ""), qnn_words(recorded)
+    parts = [qnn if source in qnn else f"{qnn} ({source})"] if qnn else []
+    return ", ".join([*parts, f"ExecuTorch {executorch}"] if executorch else parts)
+
+
 def qnn_version(toolchain: Toolchain) -> tuple[int, int]:
     """The version of a toolchain's QNN libraries: known for PyPI's, else asked once and kept in the cache.
 
     Raises:
         ConfigError: the libraries do not load.
     """
-    package, _, version = toolchain.qnn.source.rpartition(" ")
-    if package == PACKAGE and version in _OF_PACKAGE:
-        return _OF_PACKAGE[version]
+    if known := version_of_package(toolchain.qnn.source):
+        return known
     kept = cache_root() / "qnn-build-ids" / fingerprint_id(toolchain)
     if not kept.is_file():
         said = build_id(toolchain)

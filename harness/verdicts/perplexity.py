@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -42,6 +42,7 @@ class PerplexityComparison:
         lower, upper: its two-sided 90% interval over documents; None of fewer than LEAST_DOCUMENTS.
         documents, tokens: what it is made of.
         reason: why INVALID.
+        base, candidate: a token's perplexity on each side; None when INVALID.
     """
 
     judgement: Judgement
@@ -51,6 +52,8 @@ class PerplexityComparison:
     documents: int = 0
     tokens: int = 0
     reason: str = ""
+    base: float | None = None
+    candidate: float | None = None
 
 
 def compare_perplexity(
@@ -70,13 +73,14 @@ def compare_perplexity(
     if tokens.sum() <= 0 or not np.all(np.isfinite(change)):
         return _invalid("a log-likelihood is not finite, or no token was scored")
     count, mean = len(base), float(change.sum() / tokens.sum())
-    found = (_exp(mean), None, None)
+    before, after = (_exp(sum(one.nll for one in side) / float(tokens.sum())) for side in (base, candidate))
+    found: tuple[float, float | None, float | None] = (_exp(mean), None, None)
     if count >= LEAST_DOCUMENTS:
         residual = change - mean * tokens
         error = math.sqrt(count / (count - 1) * float((residual**2).sum())) / float(tokens.sum())
         reach = float(stats.t.ppf(LEVEL, count - 1)) * error
-        return _judged((_exp(mean), _exp(mean - reach), _exp(mean + reach)), count, int(tokens.sum()), margin)
-    return _judged(found, count, int(tokens.sum()), margin)
+        found = (_exp(mean), _exp(mean - reach), _exp(mean + reach))
+    return replace(_judged(found, count, int(tokens.sum()), margin), base=before, candidate=after)
 
 
 def _judged(

@@ -9,12 +9,15 @@ import pytest
 
 from harness.build.builder import Builder, Request
 from harness.build.cache import Artifact, locate
+from harness.build.reference import FILE, Reference
 from harness.matrix import cells
 from harness.model_file import Lengths, Mode
 from harness.models import load_models
 from harness.paths import MODELS
 from harness.soc import find_soc
 from harness.target import Target
+from harness.text.heldout import held_out
+from harness.text.tokenizer import load_tokenizer
 from harness.toolchain.environment import find_toolchain, fingerprint
 
 
@@ -56,3 +59,17 @@ def runtime_artifacts(tiny_artifacts: dict[str, Artifact]) -> dict[str, Path]:
         "qdq": reference / "decode_qdq.pt2",
         "tokenizer": reference / "tokenizer.model",
     }
+
+
+@pytest.fixture
+def scripted_artifact(tmp_path: Path) -> Artifact:
+    """An artifact for a scripted runner: the tiny model's tokenizer and a text, and a program of one word."""
+    folder = tmp_path / "reference"
+    folder.mkdir()
+    source = MODELS / "tiny_llama" / "tokenizer.model"
+    (folder / "tokenizer.model").write_bytes(source.read_bytes())
+    text = held_out(load_tokenizer(source), "In the beginning", 4, 128)
+    made = Reference(128, text, (-1.0,) * text.tokens, (-1.0,) * text.tokens, "tokenizer.model", 1.0)
+    (folder / FILE).write_text(made.to_json())
+    (tmp_path / "model.pte").write_text("program")
+    return Artifact("given", tmp_path / "model.pte", folder, {})

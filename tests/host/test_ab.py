@@ -18,7 +18,6 @@ from test_plugin import RACK, _rack_down, device, finished
 
 from harness.build.cache import Artifact
 from harness.build.given import export
-from harness.build.reference import FILE, Reference
 from harness.compare.runs import SpeedComparison, compare_runs
 from harness.conduct.ab import measure_pairs, verdict
 from harness.conduct.attempt import Attempt, Bench
@@ -37,12 +36,10 @@ from harness.matrix import cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS, REPOSITORY, cache_root
-from harness.results import Record, SampleRecord, load_run
+from harness.results import DeployRecord, Record, SampleRecord, load_run
 from harness.results.records import ComparisonRecord, encode
 from harness.soc import find_soc
 from harness.target import Target
-from harness.text.heldout import held_out
-from harness.text.tokenizer import load_tokenizer
 from harness.toolchain.describe import toolchain_at
 from harness.toolchain.environment import find_toolchain, fingerprint
 from harness.verdicts import Judgement, PerplexityComparison
@@ -72,20 +69,6 @@ def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttachedPhone]:
     with running_rack(folder / "state", {"one": "galaxy_s24"}) as state:
         found = survey(load_inventory(folder / "rack.yaml"), state)
         yield found.attached[0]
-
-
-@pytest.fixture
-def artifact(tmp_path: Path) -> Artifact:
-    """An artifact for a scripted runner: the tiny model's tokenizer and a text, and a program of one word."""
-    folder = tmp_path / "reference"
-    folder.mkdir()
-    source = MODELS / "tiny_llama" / "tokenizer.model"
-    (folder / "tokenizer.model").write_bytes(source.read_bytes())
-    text = held_out(load_tokenizer(source), "In the beginning", 4, 128)
-    made = Reference(128, text, (-1.0,) * text.tokens, (-1.0,) * text.tokens, "tokenizer.model", 1.0)
-    (folder / FILE).write_text(made.to_json())
-    (tmp_path / "model.pte").write_text("program")
-    return Artifact("given", tmp_path / "model.pte", folder, {})
 
 
 def attempt(
@@ -119,9 +102,11 @@ def measured(
     return measure_pairs((a[0], b[0]), new_tokens=16), a[1], b[1]
 
 
-def test_equal_sides_take_five_pairs_and_are_ok(phone: AttachedPhone, artifact: Artifact, tmp_path: Path) -> None:
+def test_equal_sides_take_five_pairs_and_are_ok(
+    phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path
+) -> None:
     same = RUNNER.format(percent=100, tokens=16)
-    found, a, b = measured(phone, artifact, tmp_path, same, same)
+    found, a, b = measured(phone, scripted_artifact, tmp_path, same, same)
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {OK}
     for records in (a, b):
@@ -131,15 +116,28 @@ def test_equal_sides_take_five_pairs_and_are_ok(phone: AttachedPhone, artifact: 
     assert verdict(found, {}) is None
 
 
+def test_what_a_pair_pushed_is_on_record_for_each_side(
+    phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path
+) -> None:
+    base, candidate = (RUNNER.format(percent=percent, tokens=16) for percent in (101, 102))
+    _, a, b = measured(phone, scripted_artifact, tmp_path, base, candidate)
+    for records in (a, b):
+        (deployed,) = (record for record in records if isinstance(record, DeployRecord))
+        assert deployed.phone == "one"
+        assert "qnn_llama_runner" in deployed.pushed  # each side's own: no earlier test pushed these two
+        assert set(deployed.pushed) | set(deployed.reused) == {"qnn_llama_runner", "model.pte", "tokenizer.model"}
+        assert deployed.bytes > 0
+
+
 def test_a_slower_candidate_is_measured_again_and_regressed(
-    phone: AttachedPhone, artifact: Artifact, tmp_path: Path
+    phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path
 ) -> None:
     base, slow = RUNNER.format(percent=100, tokens=16), RUNNER.format(percent=110, tokens=16)
-    found, a, _ = measured(phone, artifact, tmp_path, base, slow)
+    found, a, _ = measured(phone, scripted_artifact, tmp_path, base, slow)
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {REGRESSED}
     assert {speed.pairs for speed in found} == {8}
-    assert len(a) == 8
+    assert [type(record) for record in a] == [DeployRecord, *[SampleRecord] * 8]
     decode = found[2]
     assert decode.change == pytest.approx(1 / 1.1 - 1, abs=0.005)
     failure = verdict(found, {})
@@ -148,24 +146,26 @@ def test_a_slower_candidate_is_measured_again_and_regressed(
     assert "decode_tok_s -9" in failure.reason
 
 
-def test_a_faster_candidate_is_improved(phone: AttachedPhone, artifact: Artifact, tmp_path: Path) -> None:
+def test_a_faster_candidate_is_improved(phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path) -> None:
     base, fast = RUNNER.format(percent=100, tokens=16), RUNNER.format(percent=80, tokens=16)
-    found, _, _ = measured(phone, artifact, tmp_path, base, fast)
+    found, _, _ = measured(phone, scripted_artifact, tmp_path, base, fast)
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {Judgement.IMPROVED}
 
 
-def test_other_token_counts_are_invalid(phone: AttachedPhone, artifact: Artifact, tmp_path: Path) -> None:
+def test_other_token_counts_are_invalid(phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path) -> None:
     base, fewer = RUNNER.format(percent=100, tokens=16), RUNNER.format(percent=150, tokens=12)
-    found, a, _ = measured(phone, artifact, tmp_path, base, fewer)
+    found, a, _ = measured(phone, scripted_artifact, tmp_path, base, fewer)
     assert not isinstance(found, Failure)
     assert {speed.alone for speed in found} == {INVALID}
     assert "token counts differ" in found[0].reason
-    assert len(a) == 5  # more of them would not help
+    assert len([record for record in a if isinstance(record, SampleRecord)]) == 5  # more of them would not help
 
 
-def test_a_runner_that_fails_ends_it(phone: AttachedPhone, artifact: Artifact, tmp_path: Path) -> None:
-    found, _, _ = measured(phone, artifact, tmp_path, RUNNER.format(percent=100, tokens=16), "#!/bin/sh\nexit 3\n")
+def test_a_runner_that_fails_ends_it(phone: AttachedPhone, scripted_artifact: Artifact, tmp_path: Path) -> None:
+    found, _, _ = measured(
+        phone, scripted_artifact, tmp_path, RUNNER.format(percent=100, tokens=16), "#!/bin/sh\nexit 3\n"
+    )
     assert isinstance(found, Failure)
     assert found.failure_class is FailureClass.PRODUCT
 
@@ -272,6 +272,12 @@ def test_two_equal_folders_are_not_flagged(given: Path, tmp_path: Path) -> None:
     assert cell.perplexity["kv"].ratio == 1.0
     assert json.loads((folder / "comparison.json").read_text())["gate"]["status"] == 0
     assert (reports / "history.sqlite").is_file()
+    html = (folder / "report.html").read_text()
+    assert html.index("Gate: ✓ PASS") < html.index('id="h-against"') < html.index('id="h-matrix"')
+    assert "5 pairs, in the order taken" in html or "8 pairs, in the order taken" in html
+    for side in (folder / "base", folder):
+        (deploys,) = load_run(side).deploys.values()
+        assert len(deploys) == 2  # for the side's checks, and for the pairs
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_the_gate_says_where_a_cell_was_last_good(tmp_path: Path) -> None:
         history.import_run(good)
     failed = OutcomeRecord(GOOD, Status.ERROR, FailureClass.BUILD, "could not create op")
     found = gate(run(tmp_path / "r", failed), tmp_path)
-    assert "20260101-000000-0000 (executorch 1.5.1, qnn 2.4.0)" in found.findings[0].last_good  # type: ignore[attr-defined]
+    assert "20260101-000000-0000 (QNN 2.4.0, ExecuTorch 1.5.1)" in found.findings[0].last_good  # type: ignore[attr-defined]
 
 
 def test_the_gate_with_a_base_blocks_on_a_slowdown(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from harness.errors import BuildError, ConfigError, FailureClass, InfraError
 from harness.farm.select import Wish
 from harness.model_file import Lengths, Mode
 from harness.paths import REPOSITORY
+from harness.pytest_plugin import asks_for_cells
 from harness.target import Target
 
 RACK = REPOSITORY / "devices.yaml"
@@ -43,6 +44,14 @@ INFRA, CRASH, PRODUCT, ENV = FailureClass.INFRA, FailureClass.CRASH, FailureClas
 )
 def test_what_is_tried_again(failures: list[FailureClass], more: bool) -> None:
     assert again(failures) is more
+
+
+@pytest.mark.parametrize(
+    ("expression", "asked"),
+    [("device", True), ("device and not slow", True), ("", False), ("not device", False), ("not slow", False)],
+)
+def test_cells_run_only_where_device_tests_are_asked_for_by_name(expression: str, asked: bool) -> None:
+    assert asks_for_cells(expression) is asked
 
 
 def test_a_second_crash_is_the_products() -> None:

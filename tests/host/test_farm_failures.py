@@ -56,7 +56,6 @@ QUOTED = {
     "dsp-memory": "[ERROR] [Qnn ExecuTorch]:  <E> fastrpc memory map for fd: 58 with length: 440401920 failed",
     "runner-not-static": "E 00:00:00.100000 executorch:method.cpp:996] input 2 is none",
     "mem-handle": "PreRegisterMem failed to get file descriptor.\nFail to initialize Qnn Manager",
-    "graph-prepare": "[ERROR] [Qnn ExecuTorch]: could not create op: q::ConvLayer_s1.opt",
     "compile-memory": "[ERROR] estimated allocation (2500000 KB) > 2097152 KB",
     "qnn-library-missing": "Cannot Open QNN library libQnnHtp.so, with error: libxyz.so: not found",
     "not-executable": "/system/bin/sh: ./qnn_llama_runner: can't execute: Permission denied",
@@ -67,6 +66,7 @@ QUOTED = {
     "tokenizer-lookahead": "re2.cc:237] Error parsing '((?i:'s|'t': invalid perl operator: (?!",
     "storage-full": "write failed: No space left on device",
     "sdk-api-mismatch": "Qnn API version 2.14.0 is not supported. The minimum supported version is 2.17.0",
+    "op-not-prepared": "[ERROR] [Qnn ExecuTorch]: graph_prepare.cc:211::ERROR:could not create op: q::ConvLayer_s1.opt",
     "prompt-too-long": "prompt is over the maximum limit that the prompt processor can handle",
 }
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from harness import schemas
 from harness.model_file import ModelFile
 from harness.model_schema import SCHEMA, described, schema, schema_text
-from harness.paths import MODELS
+from harness.paths import MODELS, REPOSITORY
 
 FIRST_LINE = "# yaml-language-server: $schema="
 
 
 def test_the_file_is_fresh() -> None:
-    assert SCHEMA.read_text(encoding="utf-8") == schema_text(), "run: python -m harness.model_schema"
+    assert SCHEMA.read_text(encoding="utf-8") == schema_text(), "run: python -m harness.schemas"
+
+
+def test_one_command_writes_every_schema(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for made in schemas.ALL:
+        monkeypatch.setattr(made, "SCHEMA", tmp_path / made.SCHEMA.name)
+    schemas.main()
+    docs = sorted((REPOSITORY / "docs").glob("*.schema.json"))
+    assert [path.name for path in docs] == ["model.schema.json", "records.schema.json"]
+    for path in docs:
+        assert (tmp_path / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
 def test_every_key_is_described() -> None:

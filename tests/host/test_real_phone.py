@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,18 +11,23 @@ from pathlib import Path
 
 import pytest
 from farm_rack import OBSERVER
+from test_ab import RUNNER
+from test_plugin import device, finished
 
 from harness.build.cache import Artifact
+from harness.conduct.ab import measure_pairs
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.live import LiveLog
-from harness.conduct.real import BUILD_FOLDER, check_real, run_on_real, target_of
+from harness.conduct.phone_files import BUILD_FOLDER, BUILD_NAME, PhoneFiles, own_build_folder
+from harness.conduct.real import check_real, run_on_real, target_of
+from harness.conduct.sides import read_side
 from harness.errors import ConfigError, FailureClass, InfraError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
 from harness.farm.awake import kept_awake
 from harness.farm.connect import PhoneLink
 from harness.farm.deploy import deploy
-from harness.farm.failures import classify
+from harness.farm.failures import Failure, classify
 from harness.farm.health import HealthBook
 from harness.farm.identity import attach, survey
 from harness.farm.lease_service import HostLeases
@@ -36,11 +42,13 @@ from harness.paths import MODELS, REPOSITORY
 from harness.rack import manage
 from harness.rack.image import LAUNCHER
 from harness.rack.manage import RackState
-from harness.results import RecordWriter, load_run
+from harness.results import DeployRecord, Record, RecordWriter, SampleRecord, load_run
 from harness.results.records import RunInfo, utc_now
 from harness.soc import PHONE_KINDS, SOCS
 from harness.target import Target
+from harness.toolchain.describe import toolchain_at
 from harness.toolchain.environment import find_toolchain
+from harness.verdicts import Judgement
 
 LIBRARIES = (
     "libqnn_executorch_backend.so",
@@ -240,6 +248,140 @@ def test_phones_of_several_adb_servers_are_one_rack(tmp_path: Path) -> None:
     finally:
         for name in states:
             manage.down(tmp_path / name)
+
+
+# A against B: each side's own build for Android
+
+
+def build_folder(built: tuple[Path, Path], folder: Path, percent: int) -> Path:
+    """A build for Android whose runner insists as the phone does, and reports a clock that goes by the percentage."""
+    made = folder / BUILD_NAME
+    shutil.copytree(built[0], made)
+    runner = made / "examples/qualcomm/oss_scripts/llama/qnn_llama_runner"
+    _, _, body = RUNNER.format(percent=percent, tokens=16).partition("\n")
+    runner.write_text(INSISTS + body)
+    backend = made / "backends/qualcomm/libqnn_executorch_backend.so"
+    backend.write_text(f"{percent}\n")
+    return made
+
+
+def ab_side(
+    rack: RackState, tmp_path: Path, artifact: Artifact, name: str, files: PhoneFiles | None
+) -> tuple[Attempt, list[Record]]:
+    link_to(rack, tmp_path)
+    (phone,) = attach(load_inventory(tmp_path / "devices.yaml"))
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.KV], [SOCS["SM8650"]])
+    kept: list[Record] = []
+    bench = Bench(
+        f"real-{name}", tmp_path / name, (phone,), kept.append, lambda _, what: None, Target.ANDROID, EvalChoice(),
+        Host(), Nurse(HealthBook(tmp_path / "health")), side=name, phone_files=files,
+    )  # fmt: skip
+    return Attempt(bench, cell, artifact, phone, 1), kept
+
+
+def test_each_side_of_ab_runs_its_own_runner_on_a_real_phone(
+    rack: RackState, built: tuple[Path, Path], tmp_path: Path, scripted_artifact: Artifact
+) -> None:
+    """The artifact is one and the same: what is slower is the runner of the candidate's build."""
+    sides, records = [], []
+    for name, percent in (("base", 100), ("candidate", 110)):
+        files = PhoneFiles(build_folder(built, tmp_path / name, percent), built[1])
+        attempt, kept = ab_side(rack, tmp_path, scripted_artifact, name, files)
+        sides.append(attempt)
+        records.append(kept)
+    link_to(rack, tmp_path).must("rm -f /data/misc/logd/accepted")  # it has to be kept awake for this
+    found = measure_pairs((sides[0], sides[1]), new_tokens=16)
+    assert not isinstance(found, Failure), found
+    assert {speed.alone for speed in found} == {Judgement.REGRESSED}
+    assert found[2].change == pytest.approx(1 / 1.1 - 1, abs=0.005)
+    for kept in records:
+        samples = [record for record in kept if isinstance(record, SampleRecord)]
+        assert [sample.pair for sample in samples] == list(range(8))
+        assert {sample.target for sample in samples} == {Target.ANDROID}
+        (deployed,) = (record for record in kept if isinstance(record, DeployRecord))
+        assert {"qnn_llama_runner", "libqnn_executorch_backend.so"} <= {*deployed.pushed, *deployed.reused}
+    hashes = [side.bench.phone_files.fingerprint() for side in sides if side.bench.phone_files]
+    differing = {name for name in hashes[0] if hashes[0][name] != hashes[1][name]}
+    assert differing == {"android_runner_sha256", "android_backend_sha256"}
+
+
+def test_a_sides_build_folder_is_found_in_its_checkout(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    package = checkout / "src" / "executorch"
+    (checkout / "backends" / "qualcomm").mkdir(parents=True)
+    package.mkdir(parents=True)
+    assert own_build_folder(tmp_path / "venv", package) is None
+    (checkout / BUILD_NAME).mkdir()
+    assert own_build_folder(tmp_path / "venv", package) == checkout / BUILD_NAME
+    assert (
+        own_build_folder(tmp_path / "venv", checkout) == checkout / BUILD_NAME
+    )  # EXECUTORCH_ROOT, or imported in place
+    wheel = tmp_path / BUILD_NAME  # a stray folder of that name above a wheel is not its
+    wheel.mkdir()
+    assert own_build_folder(tmp_path / "venv", tmp_path / "site-packages" / "executorch") is None
+    (tmp_path / "venv" / BUILD_NAME).mkdir(parents=True)
+    assert own_build_folder(tmp_path / "venv", package) == tmp_path / "venv" / BUILD_NAME
+
+
+def test_a_side_takes_what_it_was_given_then_its_own_then_the_runs(
+    built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = tmp_path / "side"
+    side.mkdir()
+    (side / "x.pte").write_text("program")
+    assert read_side("base", side).phone_files() == PhoneFiles(*built)
+    (side / BUILD_NAME).mkdir()
+    assert read_side("base", side).phone_files().build == side / BUILD_NAME
+    given = read_side("base", side, tmp_path / "given", tmp_path / "sdk").phone_files()
+    assert given == PhoneFiles(tmp_path / "given", tmp_path / "sdk")
+    (side / BUILD_NAME).rmdir()
+    monkeypatch.delenv(BUILD_FOLDER)
+    with pytest.raises(ConfigError, match="this side has none") as caught:
+        read_side("candidate", side).phone_files()
+    assert caught.value.where == f"--ab, candidate ({side})"
+    assert "--ab-build-folders BASE CANDIDATE" in caught.value.remedy
+    monkeypatch.delenv("QNN_SDK_ROOT")
+    with pytest.raises(ConfigError, match="libraries for Android") as caught:
+        read_side("candidate", side, built[0]).phone_files()
+    assert "--ab-sdks" in caught.value.remedy
+
+
+def test_an_environment_may_take_its_libraries_from_a_given_sdk(tmp_path: Path) -> None:
+    sdk = find_toolchain().qnn.root
+    toolchain, known = toolchain_at(Path(sys.prefix), sdk)
+    assert toolchain.qnn.root == sdk
+    assert known["qnn"] == find_toolchain().qnn.source  # the same libraries by another way are the same
+
+
+@pytest.mark.slow
+def test_ab_on_a_real_phone_is_refused_without_a_runner_for_each_side(
+    rack: RackState, built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pytest -m device --ab` of two environments on what its rack file calls a real phone: nothing is built."""
+    link_to(rack, tmp_path)
+    monkeypatch.delenv(BUILD_FOLDER)
+    for part in find_toolchain().qnn.root.iterdir():  # an SDK has this computer's libraries, too
+        for place in part.iterdir() if part.name == "lib" else (part,):
+            (built[1] / place.relative_to(part.parent)).symlink_to(place)
+    places = ["--rack", str(tmp_path / "devices.yaml"), "--reports", str(tmp_path / "reports")]
+    sides = ["--ab", sys.prefix, sys.prefix]
+    status, output = finished(device(*places, "--modes", "kv", *sides, cache=tmp_path / "cache"))
+    assert status == 2, output
+    assert "this side has none" in output
+    assert f"--ab, base ({sys.prefix})" in output
+    assert "--ab-build-folders BASE CANDIDATE" in output
+    other = tmp_path / "other" / BUILD_NAME
+    shutil.copytree(built[0], other)
+    (other / "backends/qualcomm/libqnn_executorch_backend.so").unlink()
+    folders = ["--ab-build-folders", str(built[0]), str(other)]
+    status, output = finished(device(*places, "--modes", "kv", *sides, *folders, cache=tmp_path / "cache"))
+    assert status == 2, output
+    assert f"--ab, candidate ({sys.prefix}): {other}" in output
+    assert str(other / "backends/qualcomm/libqnn_executorch_backend.so") in output
+    status, output = finished(device(*places, *folders, cache=tmp_path / "cache", HTPFARM_BUILD_FOLDER=str(built[0])))
+    assert status == 2, output
+    assert "which is not given" in output
+    assert not list(tmp_path.glob("reports/*/build*"))
 
 
 @pytest.mark.slow

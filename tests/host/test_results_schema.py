@@ -18,7 +18,7 @@ from harness.results.store import RECORDS
 
 
 def test_the_file_is_up_to_date() -> None:
-    assert SCHEMA.read_text(encoding="utf-8") == schema_text(), "run: python -m harness.results.schema"
+    assert SCHEMA.read_text(encoding="utf-8") == schema_text(), "run: python -m harness.schemas"
 
 
 def test_every_kind_and_every_field_is_described() -> None:
