@@ -17,6 +17,7 @@ from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, build_file, wait_for_artifact
+from harness.conduct.deep_check import DeepCheck
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
 from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
@@ -215,11 +216,18 @@ class Run:
                 HealthBook(run_id=self.folder.name),
                 self.live.say,
                 lambda: mend(cache_root() / "rack"),
+                deep_check=self._deep_check(),
                 server_mark=lambda: (rack := status(cache_root() / "rack")) and rack.adb_pid,
             ),
             side=self.side.name if self.side else "",
             launcher=self.side.launcher if self.side else None,
         )
+
+    def _deep_check(self) -> DeepCheck:
+        """With what this environment makes: neither a side's toolchain nor a user's own files are known to be good."""
+        own = [] if self.given or self.side else [(c, self.artifacts[c.id]) for c in self.planned_cells()]
+        known = fingerprint(find_toolchain()) if self.side else self.fingerprint
+        return DeepCheck(self.id, self.folder, self.target, self.attached(), known, own, self.live.say)
 
     def base_bench(self) -> Bench:
         """What the base's side of a cell is run with: the same phones, its own records, runner and references."""
