@@ -194,7 +194,7 @@ class Run:
     def attached(self) -> tuple[AttachedPhone, ...]:
         """The phones that answer; asked once."""
         if self._attached is None:
-            found = survey(self.choice.inventory, status(cache_root() / "rack"))
+            found = survey(self.choice.inventory, status())
             self._attached = found.attached
             for phone, error in found.refused:
                 self.live.say(phone.name, f"not used: {error.what}")
@@ -215,9 +215,9 @@ class Run:
             nurse=Nurse(
                 HealthBook(run_id=self.folder.name),
                 self.live.say,
-                lambda: mend(cache_root() / "rack"),
+                mend,
                 deep_check=self._deep_check(),
-                server_mark=lambda: (rack := status(cache_root() / "rack")) and rack.adb_pid,
+                server_mark=lambda: (rack := status()) and rack.adb_pid,
             ),
             side=self.side.name if self.side else "",
             launcher=self.side.launcher if self.side else None,
