@@ -145,7 +145,7 @@ def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: f
             try:
                 _, left = prepare(bench.nurse, phone.phone, phone.link, wait=not others)
             except (EnvError, InfraError) as error:
-                if isinstance(error, InfraError):
+                if isinstance(error, InfraError) and phone.link.server.answers():
                     book.attempted(phone.link.serial, FailureClass.INFRA)
                 if not others:
                     raise

@@ -61,7 +61,8 @@ def prepare(nurse: Nurse, phone: Phone, link: PhoneLink, *, wait: bool = True) -
         How it is now, and what a dead holder had left on it.
 
     Raises:
-        InfraError: it does not come back or its HTP does not work (it is BAD now), or is BAD or in maintenance.
+        InfraError: it does not come back or its HTP does not work (it is BAD now), or is BAD or in maintenance; or its
+            adb server does not answer.
         NotFitError: it is too hot, empty or full, if not `wait`.
         EnvError: it still is at the end of its time.
     """
@@ -130,6 +131,13 @@ def _climb(nurse: Nurse, phone: Phone, link: PhoneLink, why: str) -> None:
     if steps and steps[-1].helped:
         nurse.say(phone.name, f"back after: {tried}")
         return
+    if not link.server.answers():  # nothing of the phone's: it is as good as before when its computer is back
+        raise InfraError(
+            f"the phone's adb server does not answer: {why}",
+            where=f"{phone.name} ({link.serial} at {link.server.host}:{link.server.port})",
+            remedy="bring back that computer, its adb server, or the tunnel to it",
+            evidence="\n".join(f"{step.name}: {step.why}" for step in steps),
+        )
     book.set_state(serial, HealthState.BAD, f"{why}; nothing helped: {tried}")
     raise InfraError(
         f"the phone does not come back; tried {tried}",

@@ -14,10 +14,19 @@ from types import ModuleType
 
 import pytest
 
+from harness.build.cache import Artifact
+from harness.build.given import export
 from harness.errors import ConfigError
 from harness.farm.lease import SHARED_VARIABLE, shared_folder
-from harness.paths import REPOSITORY
+from harness.matrix import cells
+from harness.model_file import Mode
+from harness.models import load_models
+from harness.paths import MODELS, REPOSITORY
+from harness.rack import manage
+from harness.rack.manage import RACK_VARIABLE
+from harness.results import Status, load_run
 from harness.shared_files import make_shared_folder, open_shared
+from harness.soc import PHONE_KINDS, find_soc
 
 
 def load(name: str) -> ModuleType:
@@ -173,3 +182,74 @@ def test_two_runs_of_two_users_share_no_phone_at_a_moment(more: list[str]) -> No
     assert "no phone was shared at a moment" in done.stdout
     words = f"ONE user number, {os.geteuid()}, for both" if more else f"ann is uid {ANN.uid}, bob is uid {BOB.uid}"
     assert words in done.stdout
+
+
+@pytest.mark.slow
+def test_two_pytest_runs_of_two_users_on_one_virtual_rack(place: Path, tiny_artifacts: dict[str, Artifact]) -> None:
+    """As docs/rack.md says it: one user (here root) has the rack, others find it by HTPFARM_RACK."""
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.KV], [find_soc("SM8650")])
+    export([(cell, tiny_artifacts["kv"])], place / "pte")
+    yaml = place / "rack.yaml"
+    yaml.write_text("version: 1\nphones:\n  - {name: s24, virtual: galaxy_s24}\n")
+    rack, shared = place / "rack", users.make_shared(place)
+    up = [sys.executable, "-m", "harness.cli", "rack", "up", "--rack", str(yaml)]
+    runs: dict[object, subprocess.Popen[bytes]] = {}
+    most = 0
+    try:
+        done = subprocess.run(
+            up, env={**os.environ, RACK_VARIABLE: str(rack)}, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        for user in (ANN, BOB):
+            argv = [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", "--rack", str(yaml)]
+            home = users.make_home(user, place)
+            argv += ["--modes", "kv", "--pte", str(place / "pte"), "--reports", str(home / "reports")]
+            more = {SHARED_VARIABLE: str(shared), RACK_VARIABLE: str(rack)}
+            runs[user] = users.started(user, argv, home, place / f"{user.name}.log", **more)
+        deadline = time.monotonic() + 900
+        while any(run.poll() is None for run in runs.values()):
+            assert time.monotonic() < deadline, "the runs took too long"
+            most = max(most, len(list((rack / "phones" / "s24" / "data/local/tmp/htpfarm/run").glob("*"))))
+            time.sleep(0.02)
+        for user, run in runs.items():
+            said = (place / f"{user.name}.log").read_text()  # type: ignore[attr-defined]
+            assert run.returncode == 0, said
+            (folder,) = (place / user.name / "reports").glob("2*")  # type: ignore[attr-defined]
+            assert folder.stat().st_uid == user.uid  # type: ignore[attr-defined]
+            outcomes = load_run(folder).outcomes
+            assert [(o.phone, o.status) for o in outcomes.values()] == [("s24", Status.PASSED)]
+        assert most == 1  # the phone was used, by one session at a time
+        assert manage.status(rack) is not None  # neither run ended the other's rack
+        (log,) = (shared / "health").iterdir()
+        for user in (ANN, BOB):
+            assert f'"by": "{user.name} (' in log.read_text()
+    finally:
+        for run in runs.values():
+            run.kill()
+            run.wait(timeout=30)
+        manage.down(rack)
+
+
+def test_a_rack_of_another_user_is_used_but_neither_started_nor_ended(place: Path) -> None:
+    rack, shared = place / "rack", users.make_shared(place)
+    yaml = place / "rack.yaml"
+    yaml.write_text("version: 1\nphones:\n  - {name: s24, virtual: galaxy_s24}\n")
+    more = {SHARED_VARIABLE: str(shared), RACK_VARIABLE: str(rack)}
+    home = users.make_home(ANN, place)
+    rack.mkdir()
+
+    def cli(*words: str) -> subprocess.CompletedProcess[str]:
+        return users.said(ANN, [sys.executable, "-m", "harness.cli", *words, "--rack", str(yaml)], home, **more)
+
+    refused = cli("rack", "up")
+    assert refused.returncode == 3
+    assert "another user's" in refused.stderr
+    assert "ask its owner" in refused.stderr
+    try:
+        state = manage.up([("s24", PHONE_KINDS["galaxy_s24"])], state_dir=rack, runner_argv=["/bin/true"])
+        listed = cli("devices", "--json")
+        assert '"soc": "SM8650"' in listed.stdout, listed.stderr
+        assert cli("rack", "down").returncode == 3
+        assert manage.status(rack) == state
+    finally:
+        manage.down(rack)
