@@ -315,9 +315,10 @@ def classes(
         planned_status, planned_class = PLANNED[wanted[cell].behaviour]
         klass = outcome.failure_class
         results = [span.result for span in by_cell[cell] if span.result != "killed"]
+        crashed = {span.phone for span in by_cell[cell] if span.result == "CRASH"}
         if (outcome.status, klass) == (planned_status, planned_class):
             pass
-        elif klass == "PRODUCT" and results.count("CRASH") >= 2:
+        elif klass == "PRODUCT" and len(crashed) >= 2:
             pass  # as designed: a second crash, on another phone, is the product's
         elif outcome.status is Status.ERROR and klass in ("INFRA", "ENV", "CRASH"):
             pass  # its attempts are judged one by one

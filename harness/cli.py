@@ -158,7 +158,7 @@ def _rack(arguments: argparse.Namespace) -> int:
     from harness.conduct.rack_use import arm_faults, start_rack
     from harness.inventory import load_inventory
     from harness.rack import cli as rack_cli
-    from harness.rack.manage import mend
+    from harness.rack.manage import default_state_dir, mend
     from harness.toolchain.environment import find_toolchain
 
     console = Console()
@@ -185,7 +185,7 @@ def _rack(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 "this rack has no virtual phone", where=str(arguments.rack), remedy="add one: `virtual: galaxy_s24`"
             )
-        state = start_rack(phones, find_toolchain(), cache_root() / "rack")
+        state = start_rack(phones, find_toolchain(), default_state_dir())
         arm_faults(inventory, state)
     else:
         if arguments.action == "mend":

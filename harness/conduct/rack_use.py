@@ -7,9 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.farm.lease import shared_folder
 from harness.inventory import Inventory
-from harness.paths import cache_root
-from harness.rack.manage import RackState, down, status, up
+from harness.rack.manage import RackState, default_state_dir, down, find, is_anothers, status, up
 from harness.rack.phone import tell
 from harness.runtime.cores import CORE_LOCKS, make_core_locks
 from harness.soc import PhoneKind
@@ -23,7 +23,7 @@ def start_rack(
 
     `expose` are host paths that runners need although they lie under /tmp, which phones have for themselves.
     """
-    locks = make_core_locks()
+    locks = make_core_locks(shared_folder())
     runner_env = {**toolchain.environment({}), CORE_LOCKS: str(locks)}
     return up(phones, state_dir=state_dir, runner_env=runner_env, expose=[locks, *expose])
 
@@ -41,7 +41,7 @@ def arm_faults(inventory: Inventory, state: RackState) -> None:
 class RackUse:
     """Holds a shared lock while a run uses the rack; the kernel frees it if the run dies.
 
-    A rack that was up before the run, as by `htpfarm rack up`, stays up after it.
+    A rack that was up before the run, as by `htpfarm rack up`, stays up after it; another user's is used as it is.
     """
 
     def __init__(
@@ -56,12 +56,15 @@ class RackUse:
         Args:
             expose: as in `start_rack`; of no effect on a rack that is up.
         """
-        self._state_dir = state_dir or cache_root() / "rack"
+        self._state_dir = state_dir or default_state_dir()
         self._descriptor = -1
         self._started = False
         self.state: RackState | None = None
         phones = [(phone.name, phone.virtual) for phone in inventory.phones if phone.virtual is not None]
         if not phones:
+            return
+        if is_anothers(self._state_dir):
+            self.state = find(phones, state_dir=self._state_dir)
             return
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self._state_dir / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from harness.build.cache import Artifact
 from harness.build.preflight import more_shards
 from harness.conduct.attempt import Attempt, Bench
-from harness.conduct.retry import again, verdict_class
+from harness.conduct.retry import again, crashed_on, undecided, verdict_class
 from harness.conduct.run_attempt import run_attempt
-from harness.errors import FailureClass, HarnessError, InfraError
+from harness.errors import EnvError, FailureClass, HarnessError, InfraError
 from harness.farm.evidence import collect
 from harness.farm.failures import Failure, classify_exception
 from harness.farm.health import BLAMED, HealthBook, HealthState
 from harness.farm.identity import AttachedPhone
 from harness.farm.journal import Command, journal
 from harness.farm.lease import Owner
-from harness.farm.prepare import NotFitError, prepare, refused
+from harness.farm.prepare import prepare, refused
 from harness.farm.signatures import MORE_SHARDS
 from harness.matrix import Cell
 from harness.results.records import OutcomeRecord, Status
@@ -49,13 +49,14 @@ def run_cell(
     """
     start = time.monotonic()
     failures: list[FailureClass] = []
-    avoid: list[str] = []
+    places: list[str | None] = []
     evidence_path: str | None = None
     while True:
         attempt = bench.attempts_before.get(cell.id, 0) + len(failures) + 1
         phone: AttachedPhone | None = None
         try:
-            candidates = fitting(bench.phones, cell, avoid, first, bench.nurse.book)
+            crashed = crashed_on(failures, places)
+            candidates = fitting(bench.phones, cell, places, first, bench.nurse.book, crashed=crashed)
             bench.say("", f"{cell.id}: waiting for a phone")
             with fit_phone(bench, candidates, lease_wait_s) as phone, journal() as commands:
                 mark = bench.nurse.server_mark()
@@ -73,10 +74,11 @@ def run_cell(
             outcome = OutcomeRecord(cell.id, Status.PASSED, seconds=seconds, attempts=attempt, phone=name)
             break
         failures.append(failure.failure_class)
-        if name:
-            avoid.append(name)
+        places.append(name)
         if not again(failures):
-            klass = verdict_class(failures)
+            klass = verdict_class(failures, places)
+            if klass is FailureClass.CRASH:
+                failure = undecided(failure, places)
             status = Status.FAILED if klass in (FailureClass.PRODUCT, FailureClass.PERF) else Status.ERROR
             evidence = (failure.reason, failure.remedy, failure.evidence)
             outcome = OutcomeRecord(cell.id, status, klass, *evidence, evidence_path, seconds, attempt, name)
@@ -142,14 +144,12 @@ def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: f
             others = [p for p in rest if p is not phone]
             try:
                 _, left = prepare(bench.nurse, phone.phone, phone.link, wait=not others)
-            except NotFitError as error:
-                bench.say(phone.phone.name, f"{error.what}; another phone is asked")
-                rest = others
-                continue
-            except InfraError:
-                book.attempted(phone.link.serial, FailureClass.INFRA)
+            except (EnvError, InfraError) as error:
+                if isinstance(error, InfraError) and phone.link.server.answers():
+                    book.attempted(phone.link.serial, FailureClass.INFRA)
                 if not others:
                     raise
+                bench.say(phone.phone.name, f"{error.what}; another phone is asked")
                 rest = others
                 continue
             if left:
@@ -161,13 +161,16 @@ def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: f
 def fitting(
     phones: Sequence[AttachedPhone],
     cell: Cell,
-    avoid: Sequence[str],
+    avoid: Sequence[str | None],
     first: str | None = None,
     book: HealthBook | None = None,
+    *,
+    crashed: Collection[str] = (),
 ) -> list[AttachedPhone]:
     """The phones a cell may run on, those that failed it last; a cell pinned to a phone has only that one.
 
-    Of the others, `first` comes first, then those of higher priority. Those that `book` calls BAD are left out.
+    Of the others, `first` comes first, then those of higher priority. Those that `book` calls BAD are left out, and so
+    are those that `crashed` under the cell, busy though the others may be: only another phone tells whose fault it was.
 
     Raises:
         InfraError: none.
@@ -189,4 +192,5 @@ def fitting(
                 evidence="\n".join(str(refused(book, p.phone, p.link.serial)) for p in matching),
             )
         matching = usable
+    matching = [p for p in matching if p.phone.name not in crashed] or matching
     return sorted(matching, key=lambda p: (avoid.count(p.phone.name), p.phone.name != first, -p.phone.priority))

@@ -17,6 +17,7 @@ from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import BuildService, build_file, wait_for_artifact
+from harness.conduct.deep_check import DeepCheck
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
 from harness.conduct.phone_files import PhoneFiles, phone_files
@@ -211,7 +212,7 @@ class Run:
     def attached(self) -> tuple[AttachedPhone, ...]:
         """The phones that answer; asked once."""
         if self._attached is None:
-            found = survey(self.choice.inventory, status(cache_root() / "rack"))
+            found = survey(self.choice.inventory, status())
             self._attached = found.attached
             for phone, error in found.refused:
                 self.live.say(phone.name, f"not used: {error.what}")
@@ -232,13 +233,20 @@ class Run:
             nurse=Nurse(
                 HealthBook(run_id=self.folder.name),
                 self.live.say,
-                lambda: mend(cache_root() / "rack"),
-                server_mark=lambda: (rack := status(cache_root() / "rack")) and rack.adb_pid,
+                mend,
+                deep_check=self._deep_check(),
+                server_mark=lambda: (rack := status()) and rack.adb_pid,
             ),
             side=self.side.name if self.side else "",
             launcher=self.side.launcher if self.side else None,
             phone_files=self.phone_files(),
         )
+
+    def _deep_check(self) -> DeepCheck:
+        """With what this environment makes: neither a side's toolchain nor a user's own files are known to be good."""
+        own = [] if self.given or self.side else [(c, self.artifacts[c.id]) for c in self.planned_cells()]
+        known = fingerprint(find_toolchain()) if self.side else self.fingerprint
+        return DeepCheck(self.id, self.folder, self.target, self.attached(), known, own, self.live.say)
 
     def base_bench(self) -> Bench:
         """What the base's side of a cell is run with: the same phones, its own records, runner and references."""

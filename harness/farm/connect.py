@@ -28,6 +28,8 @@ from harness.farm.shell import MAX_OUTPUT, AdbFailure, AdbTimeout, ShellStream, 
 QUERY_SECONDS = 10.0
 COMMAND_SECONDS = float(os.environ.get("HTPFARM_COMMAND_SECONDS", "60"))
 """Limit of a command that says no other; campaigns and impatient racks lower it."""
+LOST_AFTER_SECONDS = 30
+"""After so long without a sign of the adb server's computer a command's connection is lost, however long it may run."""
 MAX_COMMAND = 0xFFFF - 64  # the adb server's requests carry their length in four hexadecimal digits
 _SLOWEST_BYTES_PER_SECOND = 2_000_000  # USB 2 with a poor cable; decides how long a push may take
 
@@ -187,6 +189,7 @@ class PhoneLink:
             connection = client.device(self.serial).open_transport(timeout=min(QUERY_SECONDS, timeout_s))
         except (adbutils.AdbError, OSError) as error:
             self._fail_to_start(line, error)
+        _notice_loss(connection.conn)
         try:
             request = f"shell,v2,raw:{line}".encode()
             connection.conn.sendall(f"{len(request):04x}".encode() + request)
@@ -279,6 +282,17 @@ class PhoneLink:
                 stdout=said[0],
                 stderr=said[1],
             )
+
+
+def _notice_loss(connection: socket.socket) -> None:
+    """Lets the kernel end a connection whose other computer is gone: nothing else tells that from a long command."""
+    probes = 3
+    every = max(1, LOST_AFTER_SECONDS // (probes + 1))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LOST_AFTER_SECONDS * 1000)
 
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

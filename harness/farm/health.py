@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 from harness.errors import FailureClass
 from harness.farm.lease import shared_folder
 from harness.paths import cache_root
+from harness.shared_files import make_shared_folder, open_shared
 
 WINDOW, TOO_MANY = 10, 9
 """A phone is put aside when TOO_MANY of its last WINDOW attempts failed in ways that can be the phone's fault."""
@@ -155,9 +156,9 @@ class HealthBook:
         return bool(events and events[-1].cause) and (now or time.time()) - events[-1].time < COOL_RECHECK_S
 
     def _append(self, serial: str, event: str, state: HealthState, cause: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_shared_folder(self.folder)
         line = json.dumps(asdict(HealthEvent(round(time.time(), 3), event, state, cause, self._by))) + "\n"
-        fd = os.open(self._path(serial), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = open_shared(self._path(serial), os.O_RDWR | os.O_APPEND)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             size = os.fstat(fd).st_size

@@ -23,14 +23,17 @@ from urllib.parse import quote, unquote
 
 import psutil
 
-from harness.errors import InfraError
+from harness.errors import ConfigError, InfraError
 from harness.paths import cache_root
+from harness.shared_files import make_shared_folder, open_shared
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 SHARED = (Path("/run/lock/htpfarm"), Path("/var/lock/htpfarm"))
 """Where all users of a rack host keep their leases, if an administrator has made one of these (see docs/rack.md)."""
+SHARED_VARIABLE = "HTPFARM_SHARED"
+"""Environment variable: another folder for that."""
 _SUFFIX = ".lock"
 
 
@@ -166,7 +169,19 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def shared_folder() -> Path | None:
-    """The folder that all users of this host share; None if there is none, or this process has a cache of its own."""
+    """The folder that all users of this host share; None if there is none, or this process has a cache of its own.
+
+    Raises:
+        ConfigError: HTPFARM_SHARED names no folder that this user may write to.
+    """
+    if named := os.environ.get(SHARED_VARIABLE):
+        if not (Path(named).is_dir() and os.access(named, os.W_OK)):
+            raise ConfigError(
+                "it names no folder that this user may write to",
+                where=f"{SHARED_VARIABLE}={named}",
+                remedy="let an administrator make it (docs/rack.md, Several users), or unset the variable",
+            )
+        return Path(named)
     if os.environ.get("HTPFARM_CACHE"):
         return None
     return next((folder for folder in SHARED if folder.is_dir() and os.access(folder, os.W_OK)), None)
@@ -212,7 +227,7 @@ def acquire_any(
     if not serials:
         raise InfraError("there is no phone to lease")
     folder = lease_dir or default_lease_dir()
-    _make_folder(folder)
+    make_shared_folder(folder)
     deadline = time.monotonic() + wait_s
     next_report = time.monotonic()
     while True:
@@ -305,24 +320,21 @@ def _end_process(pid: int, patience_s: float) -> list[int]:
     return [pid]
 
 
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder.parent in SHARED:
-            folder.chmod(0o1777)  # each user makes files there, and removes only its own
-
-
 def _path(serial: str, folder: Path) -> Path:
     return folder / f"{quote(serial, safe='')}{_SUFFIX}"
 
 
 def _try(serial: str, owner: Owner, folder: Path) -> Lease | None:
     path = _path(serial, folder)
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    if is_new and folder.parent in SHARED:
-        with contextlib.suppress(OSError):  # another user made it at the same moment
-            os.fchmod(descriptor, 0o666)  # whatever the umask: the lock is everyone's
+    try:
+        descriptor = open_shared(path, os.O_RDWR)
+    except PermissionError as error:
+        raise InfraError(
+            "this user may not write another user's leases",
+            where=str(path),
+            remedy="see docs/rack.md, Several users: the folder must be the users' group's, and so must this file",
+            evidence=str(error),
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from harness.errors import EnvError, InfraError
+from harness.errors import CrashError, EnvError, InfraError, ProductError
 from harness.farm.connect import PhoneLink
 from harness.farm.health import HealthBook, HealthState
 from harness.farm.recover import SweepReport, sweep
@@ -24,8 +24,8 @@ class Nurse:
         say: progress: a phone's name, and what.
         mend_server: see `Rescue`.
         patience: see `Rescue`.
-        deep_check: looks whether the HTP works, where that is possible; raises HarnessError if not. Run when the phone
-            was UNKNOWN.
+        deep_check: looks whether the HTP works, where that is possible; raises HtpError if it does not, which makes the
+            phone BAD. Run when the phone was UNKNOWN, or has just been brought back.
         server_mark: something that is another one after the adb server of virtual phones was started again: what failed
             meanwhile is no phone's fault.
         poll_s: how often a phone is looked at that must cool or charge, in seconds.
@@ -38,6 +38,10 @@ class Nurse:
     deep_check: Callable[[Phone, PhoneLink], None] | None = None
     server_mark: Callable[[], object] = lambda: None
     poll_s: float = 2.0
+
+
+class HtpError(ProductError):
+    """What is known to run on a phone like this one does not run, or gives something else."""
 
 
 class NotFitError(EnvError):
@@ -57,7 +61,8 @@ def prepare(nurse: Nurse, phone: Phone, link: PhoneLink, *, wait: bool = True) -
         How it is now, and what a dead holder had left on it.
 
     Raises:
-        InfraError: it does not come back (it is BAD now), or is BAD or in maintenance.
+        InfraError: it does not come back or its HTP does not work (it is BAD now), or is BAD or in maintenance; or its
+            adb server does not answer.
         NotFitError: it is too hot, empty or full, if not `wait`.
         EnvError: it still is at the end of its time.
     """
@@ -75,10 +80,28 @@ def prepare(nurse: Nurse, phone: Phone, link: PhoneLink, *, wait: bool = True) -
     if unfit := [a for a in found if a.kind != "infra"]:
         vitals = _wait_fit(nurse, phone, link, unfit[0], wait=wait)
     book.note_cooling(serial, "")
-    if state is HealthState.UNKNOWN and nurse.deep_check is not None:
-        nurse.deep_check(phone, link)
+    if nurse.deep_check is not None and book.state(serial) is HealthState.UNKNOWN:
+        _check_htp(nurse.deep_check, book, phone, link)
     book.set_state(serial, HealthState.GOOD, "answers, booted, fit")
     return vitals, left
+
+
+def _check_htp(check: Callable[[Phone, PhoneLink], None], book: HealthBook, phone: Phone, link: PhoneLink) -> None:
+    try:
+        check(phone, link)
+    except HtpError as error:
+        book.set_state(link.serial, HealthState.BAD, f"deep check: {error.what}")
+        raise InfraError(
+            f"the phone failed its deep check: {error.what}",
+            where=f"{phone.name} ({link.serial})",
+            remedy=f"look at it, then `htpfarm devices clear {phone.name}`; where every phone says so, the runner or "
+            "its libraries are at fault" + (f": {error.remedy}" if error.remedy else ""),
+            evidence=error.evidence,
+        ) from error
+    except CrashError as error:  # once is chance: the phone stays UNKNOWN, with a strike
+        raise InfraError(
+            f"{error.what}: the deep check's", where=error.where, remedy=error.remedy, evidence=error.evidence
+        ) from error
 
 
 def refused(book: HealthBook, phone: Phone, serial: str) -> InfraError:
@@ -108,6 +131,13 @@ def _climb(nurse: Nurse, phone: Phone, link: PhoneLink, why: str) -> None:
     if steps and steps[-1].helped:
         nurse.say(phone.name, f"back after: {tried}")
         return
+    if not link.server.answers():  # nothing of the phone's: it is as good as before when its computer is back
+        raise InfraError(
+            f"the phone's adb server does not answer: {why}",
+            where=f"{phone.name} ({link.serial} at {link.server.host}:{link.server.port})",
+            remedy="bring back that computer, its adb server, or the tunnel to it",
+            evidence="\n".join(f"{step.name}: {step.why}" for step in steps),
+        )
     book.set_state(serial, HealthState.BAD, f"{why}; nothing helped: {tried}")
     raise InfraError(
         f"the phone does not come back; tried {tried}",

@@ -129,9 +129,9 @@ class ShellStream:
         self._socket.settimeout(self._left(deadline))
         try:
             piece = self._socket.recv(_PIECE)
-        except TimeoutError:
-            raise self._timeout() from None
         except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # ours; the kernel's has a number
+                raise self._timeout() from None
             raise self._lost(str(error)) from None
         if not piece:
             raise self._lost("it ended without an exit status")

@@ -45,20 +45,48 @@ __all__ = [
     "adb_argv",
     "default_state_dir",
     "down",
+    "find",
+    "is_anothers",
     "mend",
     "namespace_support",
     "status",
     "up",
 ]
 
+RACK_VARIABLE = "HTPFARM_RACK"
+"""Environment variable: the folder of a rack that several users share."""
 START_SECONDS = 60.0
 LOCK_SECONDS = 180.0
 DEFAULT_BOOT_DELAY = 2.0
 
 
 def default_state_dir() -> Path:
-    """Where the rack of this user lies unless told otherwise."""
-    return cache_root() / "rack"
+    """Where the rack lies unless told otherwise: the folder that HTPFARM_RACK names, else one in the user's cache."""
+    named = os.environ.get(RACK_VARIABLE)
+    return Path(named) if named else cache_root() / "rack"
+
+
+def is_anothers(state_dir: Path | None = None) -> bool:
+    """Whether the rack in that folder is another user's: it can be used, but not started, mended or ended."""
+    folder = state_dir or default_state_dir()
+    return folder.is_dir() and not os.access(folder, os.W_OK)
+
+
+def find(phones: Sequence[tuple[str, Kind]], *, state_dir: Path | None = None) -> RackState:
+    """The rack that runs in that folder, whosever it is, with its phones as adb sees them.
+
+    Args:
+        phones: names and what each pretends to be; the rack may have more.
+        state_dir: the rack's folder; `default_state_dir()` if None.
+
+    Raises:
+        ConfigError: it has other phones.
+        InfraError: none runs, or a phone does not become `device` in time.
+    """
+    folder = (state_dir or default_state_dir()).resolve()
+    if (record := live_record(folder)) is None:
+        raise InfraError("no rack runs here", where=str(folder), remedy="let its owner run `htpfarm rack up`")
+    return _reuse(record, _same_phones(folder, record, [PhoneSpec.of(name, kind) for name, kind in phones]))
 
 
 def up(
@@ -124,13 +152,13 @@ def up(
 def mend(state_dir: Path | None = None) -> bool:
     """Starts a rack's adb server again, on its port, if that has died while the phones live; connects them.
 
-    Returns whether it had to. Does not wait for the phones.
+    Returns whether it had to. Does not wait for the phones. Another user's rack is that user's to mend.
 
     Raises:
         InfraError: the server did not start.
     """
     folder = (state_dir or default_state_dir()).resolve()
-    if not folder.is_dir():
+    if not folder.is_dir() or is_anothers(folder):
         return False
     with _locked(folder):
         return _mend(folder)
@@ -181,6 +209,8 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / "rack.lock", timeout=LOCK_SECONDS)
     try:
         lock.acquire()
+    except PermissionError:
+        raise InfraError("this rack is another user's", where=str(folder), remedy="ask its owner") from None
     except Timeout:
         raise InfraError(
             f"another process has held the rack's lock for {LOCK_SECONDS:.0f} s", where=str(folder / "rack.lock")

@@ -3,7 +3,8 @@
 The simulator starts a thread a core and lets them wait busily: alone it gains nothing from a second core, and four
 runners on two cores spend much of their time in each other's way. So each runner binds itself to the core with the
 fewest runners. They agree through locks on files that the rack makes beforehand (`<slot>-<core>`): a runner takes the
-first free one, and the kernel frees it when the runner ends. All racks of a user share them, since they share the host.
+first free one, and the kernel frees it when the runner ends. All racks of a user share them, since they share the host;
+racks of several users do where those share a folder.
 """
 
 from __future__ import annotations
@@ -14,18 +15,28 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.shared_files import make_shared_folder, open_shared
+
 CORE_LOCKS = "HTPFARM_CORE_LOCKS"
 """Environment variable: the folder of the lock files; unset off a virtual phone."""
 SLOTS = 8
 
 
-def make_core_locks() -> Path:
-    """Makes the lock files, one a slot and core of this host, where there are none; returns their folder."""
-    folder = Path(tempfile.gettempdir()) / f"htpfarm-cores-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+def make_core_locks(shared: Path | None = None) -> Path:
+    """Makes the lock files, one a slot and core of this host, where there are none; returns their folder.
+
+    Args:
+        shared: a folder that all users of this host share; None if there is none.
+    """
+    if shared is None:
+        folder = Path(tempfile.gettempdir()) / f"htpfarm-cores-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    else:
+        folder = shared / "cores"
+        make_shared_folder(folder)
     for slot in range(SLOTS):
         for core in range(os.cpu_count() or 1):
-            (folder / f"{slot:02}-{core:03}").touch()
+            os.close(open_shared(folder / f"{slot:02}-{core:03}", os.O_RDONLY))
     return folder
 
 

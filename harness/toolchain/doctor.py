@@ -140,7 +140,7 @@ def _namespaces() -> Finding:
 def _rack() -> Finding:
     from harness.rack.manage import status
 
-    state = status(cache_root() / "rack")
+    state = status()
     if state is None:
         return Finding("rack", True, "down (starts by itself, or: htpfarm rack up)")
     phones = ", ".join(phone.name for phone in state.phones)

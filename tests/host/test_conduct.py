@@ -14,8 +14,9 @@ from harness.build.cache import Artifact
 from harness.conduct.builds import build_file, wait_for_artifact
 from harness.conduct.live import Follower, LiveLog
 from harness.conduct.plan import phone_wish, plan, read_choice
-from harness.conduct.retry import again, verdict_class
+from harness.conduct.retry import again, crashed_on, undecided, verdict_class
 from harness.errors import BuildError, ConfigError, FailureClass, InfraError
+from harness.farm.failures import Failure
 from harness.farm.select import Wish
 from harness.model_file import Lengths, Mode
 from harness.paths import REPOSITORY
@@ -54,10 +55,23 @@ def test_cells_run_only_where_device_tests_are_asked_for_by_name(expression: str
     assert asks_for_cells(expression) is asked
 
 
-def test_a_second_crash_is_the_products() -> None:
-    assert verdict_class([CRASH, CRASH]) is PRODUCT
-    assert verdict_class([CRASH]) is CRASH
-    assert verdict_class([CRASH, INFRA, INFRA]) is INFRA
+def test_a_second_crash_is_the_products_only_on_another_phone() -> None:
+    assert verdict_class([CRASH, CRASH], ["a", "b"]) is PRODUCT
+    assert verdict_class([CRASH, CRASH], ["a", "a"]) is CRASH
+    assert verdict_class([CRASH, CRASH], ["a", None]) is CRASH
+    assert verdict_class([CRASH, INFRA, CRASH], ["a", "b", "a"]) is CRASH
+    assert verdict_class([CRASH], ["a"]) is CRASH
+    assert verdict_class([CRASH, INFRA, INFRA], ["a", "b", "c"]) is INFRA
+    assert crashed_on([CRASH, INFRA, CRASH], ["a", "b", None]) == {"a"}
+
+
+def test_crashes_of_one_phone_say_that_they_decide_nothing_and_what_would() -> None:
+    failure = undecided(Failure(CRASH, "the phone rebooted", "see its log", "evidence"), ["lab", None])
+    assert failure.failure_class is CRASH
+    assert "each time on the same phone: the product or lab" in failure.reason
+    assert "run the cell on another phone" in failure.remedy
+    assert failure.remedy.endswith("see its log")
+    assert failure.evidence == "evidence"
 
 
 def test_the_default_plan_is_twelve_cells_on_four_phones() -> None:

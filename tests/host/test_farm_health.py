@@ -18,14 +18,14 @@ from farm_rack import link_to
 
 from harness.cli import main
 from harness.conduct.farm_loop import FarmLoop
-from harness.errors import EnvError, FailureClass, InfraError, UnsupportedError
+from harness.errors import CrashError, EnvError, FailureClass, HarnessError, InfraError, UnsupportedError
 from harness.farm.connect import PhoneLink
 from harness.farm.evidence import collect
 from harness.farm.health import TOO_MANY, WINDOW, HealthBook, HealthState
 from harness.farm.journal import journal
 from harness.farm.lease import Owner, acquire, break_lease, holders
 from harness.farm.lease_service import HostLeases
-from harness.farm.prepare import NotFitError, Nurse, prepare
+from harness.farm.prepare import HtpError, NotFitError, Nurse, prepare
 from harness.farm.rescue import Patience
 from harness.farm.select import ANY_PHONE, Standing, Wish, demand, meeting, select
 from harness.farm.vitals import Vitals, ailments, parse_vitals, read_vitals, throttled
@@ -268,6 +268,37 @@ def test_a_deep_check_that_fails_keeps_the_phone_unknown(link: PhoneLink, folder
     with pytest.raises(InfraError, match="HTP does not answer"):
         prepare(care, phone(), link)
     assert care.book.state(link.serial) is HealthState.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "state"),
+    [
+        (HtpError("it gives this instead of that"), InfraError, HealthState.BAD),
+        (CrashError("the phone rebooted"), InfraError, HealthState.UNKNOWN),
+        (EnvError("storage full"), EnvError, HealthState.UNKNOWN),
+    ],
+)
+def test_only_a_wrong_htp_makes_a_phone_bad(
+    link: PhoneLink, folder: Path, tmp_path: Path, error: HarnessError, raised: type[HarnessError], state: HealthState
+) -> None:
+    def check(_phone: Phone, _link: PhoneLink) -> None:
+        raise error
+
+    care = nurse(tmp_path, folder, deep_check=check)
+    with pytest.raises(raised, match=error.what):
+        prepare(care, phone(), link)
+    assert care.book.state(link.serial) is state
+    assert (error.what in care.book.cause(link.serial)) is (state is HealthState.BAD)
+
+
+def test_a_phone_that_was_brought_back_proves_its_htp_again(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
+    deep: list[str] = []
+    care = nurse(tmp_path, folder, deep_check=lambda phone, _: deep.append(phone.name))
+    care.book.set_state(link.serial, HealthState.GOOD, "seen")
+    arm("s24", FaultSpec(FaultKind.OFFLINE, seconds=2.0), state_dir=folder)
+    time.sleep(0.5)
+    prepare(care, phone(), link)
+    assert deep == ["s24"]
 
 
 def test_a_hot_phone_cools_before_it_is_used_or_is_passed_over(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
