@@ -2,25 +2,31 @@
 
 Run on a phone that is UNKNOWN, after it has been looked at and before its lease is used. Only an artifact that is there
 already is used: this is a look at the phone, and compiles nothing.
+
+A phone is blamed only where the very same files have given the text before, on it or on another: a runner that a change
+has broken fails everywhere, and its cells are to say so. What has given its text is kept in the cache, by a hash of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from harness.build.cache import Artifact, locate
 from harness.build.reference import load_reference
 from harness.conduct.attempt import EVAL_MODES
-from harness.conduct.real import build_folder, sdk_root
+from harness.conduct.phone_files import phone_files
 from harness.errors import FailureClass
 from harness.evaluate.known_text import KnownText, known_text
 from harness.farm.awake import kept_awake
 from harness.farm.connect import PhoneLink
-from harness.farm.deploy import deploy
+from harness.farm.deploy import deploy, sha256_of
 from harness.farm.failures import Failure, classify, error_of
 from harness.farm.identity import AttachedPhone
 from harness.farm.payload import Payload, android_payload, sim_payload
@@ -30,7 +36,7 @@ from harness.inventory import Phone
 from harness.matrix import Cell
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_models
-from harness.paths import MODELS, cache_root
+from harness.paths import MODELS, REPOSITORY, cache_root
 from harness.soc import Soc
 from harness.target import Target
 from harness.text.decoders import VERSIONS
@@ -54,6 +60,7 @@ class DeepCheck:
         fingerprint: of the toolchain the phones' runner has.
         own: cells of the run and their artifacts: it may have made the tiny model with other sizes.
         say: progress: a phone's name, and what.
+        proofs: folder that remembers what has given its text; the cache's if None.
     """
 
     run_id: str
@@ -63,12 +70,17 @@ class DeepCheck:
     fingerprint: Mapping[str, str]
     own: Sequence[tuple[Cell, Artifact]]
     say: Callable[[str, str], None]
+    proofs: Path | None = None
 
-    def __call__(self, phone: Phone, link: PhoneLink) -> None:
+    def __call__(self, phone: Phone, link: PhoneLink) -> bool:
         """Runs the tiny model, or says why it cannot be run.
 
+        Returns:
+            Whether the phone is as good as could be seen: False where the model did not give its text, but has not done
+            so on any phone yet, so that it need not be the phone.
+
         Raises:
-            HtpError: it does not give its text.
+            HtpError: it does not give the text that the same files have given before.
             InfraError, EnvError, CrashError: the phone, its connection or its storage failed meanwhile.
         """
         soc = next((p.identity.soc for p in self.phones if p.link.serial == link.serial), phone.soc)
@@ -79,11 +91,21 @@ class DeepCheck:
             found = f"{type(error).__name__}: {getattr(error, 'what', error)}"
         if isinstance(found, str):
             self.say(phone.name, f"deep check left out: {found}")
-            return
+            return True
         mode, payload, model, known = found
+        proof = (self.proofs or cache_root() / "known-texts" / "given") / self._identity(payload)
         started = time.monotonic()
-        self._run(phone, link, self._spec(mode, payload, model, known), payload, known)
+        try:
+            self._run(phone, link, self._spec(mode, payload, model, known), payload, known)
+        except HtpError as error:
+            if proof.exists():
+                raise
+            self.say(phone.name, f"deep check: {error.what}; the same files have passed on no phone, so none is blamed")
+            return False
+        proof.parent.mkdir(parents=True, exist_ok=True)
+        proof.touch()
         self.say(phone.name, f"deep check: {KNOWN_MODEL} gave its text in {time.monotonic() - started:.1f} s")
+        return True
 
     def _find(self, soc: Soc | None) -> tuple[Mode, Payload, ModelSpec, KnownText] | str:
         """What to run, or why there is nothing to."""
@@ -108,7 +130,15 @@ class DeepCheck:
         tokenizer = artifact.reference / load_reference(artifact.reference).tokenizer
         if self.target is Target.SIM:
             return sim_payload(artifact.pte, tokenizer)
-        return android_payload(artifact.pte, tokenizer, soc, build_folder=build_folder(), qnn_sdk_root=sdk_root())
+        files = phone_files()
+        return android_payload(artifact.pte, tokenizer, soc, build_folder=files.build, qnn_sdk_root=files.sdk)
+
+    def _identity(self, payload: Payload) -> str:
+        """A hash of all that decides what a good phone gives. A virtual phone's runner is this harness's."""
+        parts = {file.name: sha256_of(file.path) for file in payload.files}
+        if self.target is Target.SIM:
+            parts |= {f"toolchain.{name}": value for name, value in self.fingerprint.items()} | {"": _own_sources()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _spec(self, mode: Mode, payload: Payload, model: ModelSpec, known: KnownText) -> SessionSpec:
         """Flags that the stock runner knows, too."""
@@ -140,6 +170,14 @@ class DeepCheck:
         if failure.failure_class in NOT_THE_PHONES:
             raise error_of(failure, where)
         raise HtpError(failure.reason, where=where, remedy=failure.remedy, evidence=failure.evidence)
+
+
+@cache
+def _own_sources() -> str:
+    hashed = hashlib.sha256()
+    for path in sorted((REPOSITORY / "harness").rglob("*.py")):
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()
 
 
 def judge(said: str, known: KnownText) -> Failure | None:

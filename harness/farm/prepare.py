@@ -25,7 +25,8 @@ class Nurse:
         mend_server: see `Rescue`.
         patience: see `Rescue`.
         deep_check: looks whether the HTP works, where that is possible; raises HtpError if it does not, which makes the
-            phone BAD. Run when the phone was UNKNOWN, or has just been brought back.
+            phone BAD; returns False where that need not be the phone, which stays UNKNOWN. Run when the phone was
+            UNKNOWN, or has just been brought back.
         server_mark: something that is another one after the adb server of virtual phones was started again: what failed
             meanwhile is no phone's fault.
         poll_s: how often a phone is looked at that must cool or charge, in seconds.
@@ -35,7 +36,7 @@ class Nurse:
     say: Callable[[str, str], None] = lambda _name, _what: None
     mend_server: Callable[[], bool] | None = None
     patience: Patience = field(default_factory=Patience)
-    deep_check: Callable[[Phone, PhoneLink], None] | None = None
+    deep_check: Callable[[Phone, PhoneLink], bool] | None = None
     server_mark: Callable[[], object] = lambda: None
     poll_s: float = 2.0
 
@@ -80,22 +81,24 @@ def prepare(nurse: Nurse, phone: Phone, link: PhoneLink, *, wait: bool = True) -
     if unfit := [a for a in found if a.kind != "infra"]:
         vitals = _wait_fit(nurse, phone, link, unfit[0], wait=wait)
     book.note_cooling(serial, "")
+    checked = True
     if nurse.deep_check is not None and book.state(serial) is HealthState.UNKNOWN:
-        _check_htp(nurse.deep_check, book, phone, link)
-    book.set_state(serial, HealthState.GOOD, "answers, booted, fit")
+        checked = _check_htp(nurse.deep_check, book, phone, link)
+    if checked:
+        book.set_state(serial, HealthState.GOOD, "answers, booted, fit")
     return vitals, left
 
 
-def _check_htp(check: Callable[[Phone, PhoneLink], None], book: HealthBook, phone: Phone, link: PhoneLink) -> None:
+def _check_htp(check: Callable[[Phone, PhoneLink], bool], book: HealthBook, phone: Phone, link: PhoneLink) -> bool:
     try:
-        check(phone, link)
+        return check(phone, link)
     except HtpError as error:
         book.set_state(link.serial, HealthState.BAD, f"deep check: {error.what}")
         raise InfraError(
             f"the phone failed its deep check: {error.what}",
             where=f"{phone.name} ({link.serial})",
-            remedy=f"look at it, then `htpfarm devices clear {phone.name}`; where every phone says so, the runner or "
-            "its libraries are at fault" + (f": {error.remedy}" if error.remedy else ""),
+            remedy=f"look at it, then `htpfarm devices clear {phone.name}`"
+            + (f"; known for this: {error.remedy}" if error.remedy else ""),
             evidence=error.evidence,
         ) from error
     except CrashError as error:  # once is chance: the phone stays UNKNOWN, with a strike

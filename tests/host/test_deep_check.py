@@ -110,7 +110,8 @@ def bench(tmp_path: Path, phones: tuple[AttachedPhone, ...], said: list[str], ow
     def say(name: str, what: str) -> None:
         said.append(f"{name}: {what}")
 
-    check = DeepCheck("test", tmp_path, Target.SIM, phones, fingerprint(find_toolchain()), own or [], say)  # type: ignore[arg-type]
+    known, proofs = fingerprint(find_toolchain()), tmp_path / "proofs"
+    check = DeepCheck("test", tmp_path, Target.SIM, phones, known, own or [], say, proofs)  # type: ignore[arg-type]
     kept: list[Record] = []
     return Bench(
         run_id="test",
@@ -184,6 +185,7 @@ def test_a_phone_whose_htp_does_not_work_is_bad_and_the_cell_runs_on_another(
     model = replace(load_models(MODELS)[KNOWN_MODEL], max_new_tokens=4)
     (cell,) = cells([model], [Mode.HYBRID], [SOCS["SM8650"]])
     made = bench(tmp_path, phones, said)
+    prepare(made.nurse, phones[1].phone, phones[1].link)  # else the runner could be to blame
 
     def attempt(one: Attempt) -> Failure | None:
         taken = run_prompt(one, one.deploy(one.payload), model.prompts[0], 0)
@@ -199,6 +201,22 @@ def test_a_phone_whose_htp_does_not_work_is_bad_and_the_cell_runs_on_another(
     assert any(line.startswith("odd: ") and cause in line for line in said)
     with pytest.raises(InfraError, match="htpfarm devices clear odd"):
         prepare(made.nurse, phones[0].phone, phones[0].link)
+
+
+@pytest.mark.slow
+def test_no_phone_is_blamed_for_a_runner_that_has_worked_nowhere(
+    rack: RackState, phones: tuple[AttachedPhone, ...], tiny_artifacts: dict[str, Artifact], tmp_path: Path
+) -> None:
+    plant(rack, lambda _real: '#!/bin/sh\necho "qnn_open failed, 0x80000406" >&2\nexit 1\n')
+    said: list[str] = []
+    nurse, (odd, sound) = bench(tmp_path, phones, said).nurse, phones
+    prepare(nurse, odd.phone, odd.link)
+    assert nurse.book.state(odd.link.serial) is HealthState.UNKNOWN
+    assert any("no skel library that fits" in line and "none is blamed" in line for line in said)
+    prepare(nurse, sound.phone, sound.link)
+    with pytest.raises(InfraError, match="failed its deep check"):  # now it is known to work elsewhere
+        prepare(nurse, odd.phone, odd.link)
+    assert nurse.book.state(odd.link.serial) is HealthState.BAD
 
 
 def test_without_an_artifact_the_check_is_left_out_and_says_why(

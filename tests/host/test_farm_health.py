@@ -251,7 +251,7 @@ def nurse(tmp_path: Path, folder: Path, **changes: object) -> Nurse:
 
 def test_a_phone_is_looked_at_before_it_is_used(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
     deep: list[str] = []
-    care = nurse(tmp_path, folder, deep_check=lambda phone, _: deep.append(phone.name))
+    care = nurse(tmp_path, folder, deep_check=lambda phone, _: deep.append(phone.name) is None)
     for _ in range(2):
         vitals, _left = prepare(care, phone(), link)
     assert vitals.booted
@@ -293,7 +293,7 @@ def test_only_a_wrong_htp_makes_a_phone_bad(
 
 def test_a_phone_that_was_brought_back_proves_its_htp_again(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
     deep: list[str] = []
-    care = nurse(tmp_path, folder, deep_check=lambda phone, _: deep.append(phone.name))
+    care = nurse(tmp_path, folder, deep_check=lambda phone, _: deep.append(phone.name) is None)
     care.book.set_state(link.serial, HealthState.GOOD, "seen")
     arm("s24", FaultSpec(FaultKind.OFFLINE, seconds=2.0), state_dir=folder)
     time.sleep(0.5)
