@@ -3,7 +3,7 @@ and one with newer QNN libraries, which fail to compile what the base's do.
 
     python benchmarks/ab_rack.py equal [--runs 20]
     python benchmarks/ab_rack.py slow [--factor 1.3]
-    python benchmarks/ab_rack.py wrong
+    python benchmarks/ab_rack.py wrong [--coarse 16]
     python benchmarks/ab_rack.py qnn [--qnn 2.7.0]
 
 Candidates are copies of the installed ExecuTorch (links, but for what is changed) in environments of their own, that
@@ -71,16 +71,18 @@ def __getattr__(name):
 '''
 COARSE = """
 
-# Made wrong on purpose: activations in steps 256 times as wide.
-_calculate_qparams = MovingAverageMinMaxObserver.calculate_qparams
+# Made wrong on purpose: activations in steps {factor} times as wide.
+from torchao.quantization.pt2e import MinMaxObserver
+
+_calculate_qparams = MinMaxObserver.calculate_qparams
 
 
 def _coarse(self):
     scale, zero_point = _calculate_qparams(self)
-    return scale * 256, zero_point // 256
+    return scale * {factor}, zero_point // {factor}
 
 
-MovingAverageMinMaxObserver.calculate_qparams = _coarse
+MinMaxObserver.calculate_qparams = _coarse
 """
 
 
@@ -103,12 +105,12 @@ def make_slow(copy: Path, factor: float) -> None:
     (bindings / "_C.py").write_text(SLOW.format(factor=factor, folder=folder), encoding="utf-8")
 
 
-def make_coarse(copy: Path) -> None:
+def make_coarse(copy: Path, factor: int) -> None:
     """Changes the copy's quantiser."""
     file = copy / "backends" / "qualcomm" / "quantizer" / "qconfig.py"
     text = file.read_text(encoding="utf-8")
     file.unlink()
-    file.write_text(text + COARSE, encoding="utf-8")
+    file.write_text(text + COARSE.format(factor=factor), encoding="utf-8")
 
 
 def other_qnn(folder: Path, version: str) -> Path:
@@ -182,6 +184,7 @@ def main() -> int:
     parser.add_argument("case", choices=("equal", "slow", "wrong", "qnn"))
     parser.add_argument("--runs", type=int, default=20, help="of equal sides")
     parser.add_argument("--factor", type=float, default=1.3, help="how much slower")
+    parser.add_argument("--coarse", type=int, default=16, help="how much wider the quantiser's steps")
     parser.add_argument("--tokens", type=int, default=16, help="that a timed session generates")
     parser.add_argument("--mode", default="kv")
     parser.add_argument("--qnn", default="2.7.0", metavar="VERSION", help=f"the candidate's {PACKAGE}")
@@ -200,7 +203,7 @@ def main() -> int:
         elif arguments.case != "equal":
             candidate = scratch / "candidate"
             copy = copied_environment(candidate)
-            make_slow(copy, arguments.factor) if arguments.case == "slow" else make_coarse(copy)
+            make_slow(copy, arguments.factor) if arguments.case == "slow" else make_coarse(copy, arguments.coarse)
         for number in range(arguments.runs if arguments.case == "equal" else 1):
             reports = scratch / "reports" / str(number)
             status, output = run(base, candidate, reports, arguments.tokens, modes, models)
