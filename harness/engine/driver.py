@@ -29,7 +29,7 @@ from harness.engine.files import (
     write_piece,
 )
 from harness.engine.host import files_at, forget, give_piece, missing, new_token, report, take_piece, took_all
-from harness.engine.work import TryOrder, try_here
+from harness.engine.work import ATTEMPT, TryOrder, try_here
 from harness.errors import HarnessError, InfraError
 from harness.evaluate.choice import EvalChoice
 from harness.farm.failures import classify_exception
@@ -311,6 +311,7 @@ class RemoteCells:
         say: Callable[[str, str], None],
         priority: Mapping[str, int],
         attempts_before: Mapping[str, int],
+        attempt: str = ATTEMPT,
     ) -> None:
         """
         Args:
@@ -323,10 +324,11 @@ class RemoteCells:
             say: progress: a phone's name (or "") and what it does now.
             priority: phone → as in devices.yaml.
             attempts_before: cell id → its tries before the run was interrupted.
+            attempt: what an attempt is, see `TryOrder`.
         """
         self._engine, self._run_id, self._folder, self._target = engine, run_id, folder, target
         self._evaluation, self._record, self._say = evaluation, record, say
-        self._priority, self._before = priority, attempts_before
+        self._priority, self._before, self._attempt = priority, attempts_before, attempt
 
     def run_cell(self, cell: Cell, artifact: Artifact, phones: Sequence[str], first: str | None) -> OutcomeRecord:
         """Runs a cell on one of the phones named, `first` if it is there; again elsewhere as its failures allow.
@@ -388,6 +390,7 @@ class RemoteCells:
                 phone,
                 number,
                 wait_fit,
+                self._attempt,
             )
             result = engine.follow(address, try_here, order, {f"{PHONE}{phone}": 1}, self._deliver)
         except Exception as error:
