@@ -21,6 +21,7 @@ from harness.compare import cli as compare_cli
 from harness.compatibility import cli as compatibility_cli
 from harness.conduct import devices_cli, lease_cli
 from harness.conduct.plan import LENGTH_OPTIONS, PHONE_OPTIONS, option
+from harness.engine import cli as engine_cli
 from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.export import cli as export_cli
 from harness.history import cli as history_cli
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--env", action="store_true", help="print the variables ExecuTorch's own programs need")
     devices_cli.add_arguments(add("devices", devices_cli.run, [rack], devices_cli.TEXT))
     lease_cli.add_arguments(add("lease", lease_cli.run, [rack], lease_cli.TEXT))
+    engine_cli.add_arguments(add("engine", engine_cli.run, [], engine_cli.TEXT))
     plan_ = add("plan", _plan, [rack, cells], "every cell with its verdict, before anything runs")
     plan_.add_argument("--target", choices=("sim", "android"), help="default: each cell's phone's, virtual or real")
     gates = add("gates", _gates, [], "what each HTP generation can do, with the source")

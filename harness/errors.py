@@ -5,6 +5,7 @@ Each carries the failure class that decides what follows (retry, skip, refuse; s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import ClassVar
 
@@ -50,6 +51,16 @@ class HarnessError(Exception):
             text += f"\n  evidence:\n    {indented}"
         return text
 
+    def to_data(self) -> dict[str, str]:
+        """For another process; see `error_from_data`. An error itself does not survive pickling."""
+        return {
+            "class": self.failure_class.value,
+            "what": self.what,
+            "where": self.where,
+            "remedy": self.remedy,
+            "evidence": self.evidence,
+        }
+
 
 class ConfigError(HarnessError):
     """Bad YAML, an unknown model, SoC or option: refused before anything runs."""
@@ -91,3 +102,10 @@ class CrashError(HarnessError):
     """The phone's boot id changed during a run."""
 
     failure_class = FailureClass.CRASH
+
+
+def error_from_data(data: Mapping[str, str]) -> HarnessError:
+    """Of `HarnessError.to_data`: an error of that class."""
+    known = {kind.failure_class: kind for kind in HarnessError.__subclasses__()}
+    kind = known.get(FailureClass(data["class"]), BuildError)
+    return kind(data["what"], where=data["where"], remedy=data["remedy"], evidence=data["evidence"])

@@ -98,6 +98,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--build-folder", type=Path, metavar="DIR", help="ExecuTorch's build-android: real phones run its runner"
     )
     group.addoption(
+        "--engine", metavar="ADDRESS", help="run on the phones of this engine's hosts (docs/engine.md); not on --rack's"
+    )
+    group.addoption(
+        "--engine-tls", type=Path, metavar="DIR", help="ca.pem, cert.pem, key.pem for it ($HTPFARM_ENGINE_TLS)"
+    )
+    group.addoption(
         "--resume",
         type=Path,
         metavar="RUN",
@@ -166,6 +172,8 @@ def _options(config: pytest.Config) -> Options:
         wish=phone_wish(get("phones"), get("arch"), get("labels"), get("capabilities")),
         any_phone=get("any_phone"),
         resume=get("resume"),
+        engine=get("engine"),
+        engine_tls=get("engine_tls"),
         reports=get("reports"),
         lengths={name: get(name) for name in LENGTH_OPTIONS if get(name) is not None},
         evaluation=EvalChoice(
@@ -284,9 +292,21 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not _active(config):
         return None
     try:
+        if config.getoption("engine"):
+            return _phones_on_engine(config)
         return len(load_inventory(config.getoption("rack")).phones)
     except HarnessError:
         return None
+
+
+def _phones_on_engine(config: pytest.Config) -> int:
+    from harness.engine.driver import Engine
+
+    engine = Engine(config.getoption("engine"), config.getoption("engine_tls"))
+    try:
+        return len(engine.phones_now())
+    finally:
+        engine.close()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -383,6 +403,8 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
         stash = session.config.stash
         if _FIRST in stash:
             stash[_FIRST].close()
+        elif _RUN in stash:
+            stash[_RUN].close()
         if _FOLLOWER in stash:
             stash[_FOLLOWER].stop()
             if _SCREEN in stash:

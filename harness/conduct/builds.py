@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from harness.build.builder import Builder, Request, Result
+from harness.build.builder import Progress, Request, Result
 from harness.build.cache import Artifact
 from harness.build.events import Event
-from harness.errors import BuildError, FailureClass, HarnessError, InfraError
+from harness.errors import BuildError, HarnessError, InfraError, error_from_data
 from harness.files import write_atomically
 from harness.results.records import ArtifactRecord, Record
 
@@ -27,12 +28,22 @@ def build_file(folder: Path, key: str) -> Path:
     return folder / "builds" / f"{key}.json"
 
 
+class Builds(Protocol):
+    """What builds: `Builder` on this computer, `harness.engine.builds.EngineBuilder` on others."""
+
+    def build(self, requests: Sequence[Request], progress: Progress | None = None) -> Iterator[Result]:
+        """See `Builder`."""
+
+    def stop(self) -> None:
+        """See `Builder`."""
+
+
 class BuildService:
     """Builds in the background of a run."""
 
     def __init__(
         self,
-        builder: Builder,
+        builder: Builds,
         requests: Sequence[Request],
         folder: Path,
         record: Callable[[Record], None],
@@ -101,15 +112,7 @@ class BuildService:
     def _write(self, key: str, error: HarnessError | None) -> None:
         path = build_file(self._folder, key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        said = None
-        if error is not None:
-            said = {
-                "class": error.failure_class,
-                "what": error.what,
-                "where": error.where,
-                "remedy": error.remedy,
-                "evidence": error.evidence,
-            }
+        said = error.to_data() if error is not None else None
         write_atomically(path, json.dumps(said))
 
 
@@ -138,7 +141,4 @@ def wait_for_artifact(folder: Path, artifact: Artifact, timeout_s: float = WAIT_
         time.sleep(0.2)
     said = json.loads(path.read_text(encoding="utf-8"))
     if said is not None:
-        kind = next(
-            (c for c in HarnessError.__subclasses__() if c.failure_class == FailureClass(said["class"])), BuildError
-        )
-        raise kind(said["what"], where=said["where"], remedy=said["remedy"], evidence=said["evidence"])
+        raise error_from_data(said)

@@ -51,6 +51,7 @@ class CellScheduling:
         workers: int,
         ready: Callable[[str], bool],
         usable: Callable[[str], bool] = lambda _: True,
+        lost: Callable[[str], bool] = lambda _: False,
         seed: int = 0,
     ) -> None:
         """
@@ -61,10 +62,11 @@ class CellScheduling:
             workers: that xdist starts.
             ready: whether a key's build has ended, well or not.
             usable: whether a phone may be given work now.
+            lost: whether a phone is gone, as far as is known now.
             seed: the scheduler's.
         """
         self._jobs, self._slots, self._folder = dict(jobs), list(slots), folder
-        self._ready, self._usable = ready, usable
+        self._ready, self._usable, self._lost = ready, usable, lost
         self._seed = seed
         self._workers = workers
         self._lock = threading.RLock()
@@ -191,8 +193,14 @@ class CellScheduling:
             self._send(idle.pop(0), self._free_tests.pop(0), None)
         if not idle or not scheduler.waiting:
             return
+        # What no phone is left for is given to a worker all the same, which says so as the cell's outcome.
+        lost = [slot.name for slot in self._slots if self._lost(slot.name)]
+        if lost:
+            self._free_tests += [self._test_of[job.id] for job in scheduler.withdraw_stranded(lost)]
+            while idle and self._free_tests:
+                self._send(idle.pop(0), self._free_tests.pop(0), None)
         for phone in scheduler.order_of_phones(slot.name for slot in self._slots if slot.name not in self._busy):
-            scheduler.set_usable(phone, self._usable(phone))
+            scheduler.set_usable(phone, phone not in lost and self._usable(phone))
             if idle and (job := scheduler.take(phone)):
                 self._busy.add(phone)
                 write = assignment_file(self._folder, job.id)

@@ -105,13 +105,16 @@ def cell_scheduling(run: Run, *, workers: int) -> CellScheduling:
     def built(key: str) -> bool:
         return run.options.pte is not None or build_file(run.folder, key).exists()
 
+    if run.watch is not None:
+        usable, lost = run.watch.usable, run.watch.lost
+        return CellScheduling(jobs, slots, run.folder, workers=workers, ready=built, usable=usable, lost=lost)
     serials: dict[str, str] = {}
     book = HealthBook(run_id=run.folder.name)
 
-    def usable(name: str) -> bool:
+    def not_hot(name: str) -> bool:
         """Not cooling, while others may run its cells. What nobody else can run is tried there, and says why not."""
         if not serials:
             serials.update({phone.phone.name: phone.link.serial for phone in run.attached()})
         return name not in serials or not book.just_hot(serials[name])
 
-    return CellScheduling(jobs, slots, run.folder, workers=workers, ready=built, usable=usable)
+    return CellScheduling(jobs, slots, run.folder, workers=workers, ready=built, usable=not_hot)

@@ -102,6 +102,7 @@ def read_choice(
     lengths: Mapping[str, int] | None = None,
     calibration: CalibrationChoice = MODELS_OWN,
     wish: Wish = ANY_PHONE,
+    inventory: Inventory | None = None,
 ) -> Choice:
     """Reads the inventory and the models, and parses the selections.
 
@@ -112,11 +113,12 @@ def read_choice(
         lengths: fields of `Lengths` to use instead of each model's own.
         calibration: what to calibrate with.
         wish: which of the rack's phones; the SoC is `socs`'s.
+        inventory: the phones, where they do not stand in `rack`.
 
     Raises:
         ConfigError: with file, key and line, or the option's name.
     """
-    inventory = load_inventory(rack)
+    inventory = inventory or load_inventory(rack)
     _check_words(wish, inventory)
     known = load_models(folder)
     names = split_names(models)

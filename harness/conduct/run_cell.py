@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from harness.build.cache import Artifact
 from harness.build.preflight import more_shards
@@ -19,13 +19,30 @@ from harness.farm.health import BLAMED, HealthBook, HealthState
 from harness.farm.identity import AttachedPhone
 from harness.farm.journal import Command, journal
 from harness.farm.lease import Owner
-from harness.farm.prepare import prepare, refused
+from harness.farm.prepare import NotFitError, prepare, refused
 from harness.farm.signatures import MORE_SHARDS
 from harness.matrix import Cell
-from harness.results.records import OutcomeRecord, Status
+from harness.results.records import OutcomeRecord, Record, Status
 from harness.runtime.program import read_info
 
 LEASE_WAIT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One try of a cell.
+
+    Attributes:
+        failure: None if it passed.
+        phone: name of the phone it ran on; None if it came to none.
+        evidence: where what explains the failure is, relative to the run's folder; None: nothing is kept.
+        unfit: whether the phone was too hot, empty or full, and nothing was tried.
+    """
+
+    failure: Failure | None
+    phone: str | None = None
+    evidence: str | None = None
+    unfit: bool = False
 
 
 def run_cell(
@@ -47,28 +64,39 @@ def run_cell(
         first: name of the phone the scheduler chose; it is asked for before the others.
         run: what an attempt does.
     """
+
+    def once(number: int, places: Sequence[str | None], crashed: Collection[str]) -> Tried:
+        return try_once(bench, cell, artifact, number, places, lease_wait_s, crashed=crashed, first=first, run=run)
+
+    return settle(cell, once, record=bench.record, say=bench.say, before=bench.attempts_before.get(cell.id, 0))
+
+
+def settle(
+    cell: Cell,
+    once: Callable[[int, Sequence[str | None], Collection[str]], Tried],
+    *,
+    record: Callable[[Record], None],
+    say: Callable[[str, str], None],
+    before: int = 0,
+) -> OutcomeRecord:
+    """Tries a cell as often as its failures' classes allow; records and returns its one outcome.
+
+    Args:
+        cell: the cell.
+        once: one try: its number; the phone of each failure so far, None where it came to none; those that crashed.
+        record: appends a record.
+        say: progress.
+        before: tries before the run was interrupted.
+    """
     start = time.monotonic()
     failures: list[FailureClass] = []
     places: list[str | None] = []
     evidence_path: str | None = None
     while True:
-        attempt = bench.attempts_before.get(cell.id, 0) + len(failures) + 1
-        phone: AttachedPhone | None = None
-        try:
-            crashed = crashed_on(failures, places)
-            candidates = fitting(bench.phones, cell, places, first, bench.nurse.book, crashed=crashed)
-            bench.say("", f"{cell.id}: waiting for a phone")
-            with fit_phone(bench, candidates, lease_wait_s) as phone, journal() as commands:
-                mark = bench.nurse.server_mark()
-                failure = carry_out(run, Attempt(bench, cell, artifact, phone, attempt))
-                note_attempt(bench, phone, failure, same_server=mark == bench.nurse.server_mark())
-                if failure:
-                    failure = advised(failure, cell, artifact)
-                    evidence_path = keep_evidence(bench, cell, phone, attempt, commands)
-        except Exception as error:
-            failure = classify_exception(error)
-            phone = None
-        name = phone.phone.name if phone else None
+        attempt = before + len(failures) + 1
+        tried = once(attempt, places, crashed_on(failures, places))
+        failure, name = tried.failure, tried.phone
+        evidence_path = tried.evidence or evidence_path
         seconds = round(time.monotonic() - start, 2)
         if failure is None:
             outcome = OutcomeRecord(cell.id, Status.PASSED, seconds=seconds, attempts=attempt, phone=name)
@@ -83,10 +111,48 @@ def run_cell(
             evidence = (failure.reason, failure.remedy, failure.evidence)
             outcome = OutcomeRecord(cell.id, status, klass, *evidence, evidence_path, seconds, attempt, name)
             break
-        bench.say(name or "", f"{cell.id}: {failure.failure_class}: {failure.reason}; trying again")
-    bench.record(outcome)
-    bench.say(outcome.phone or "", f"{cell.id}: {outcome.status} after {outcome.seconds:.0f} s")
+        say(name or "", f"{cell.id}: {failure.failure_class}: {failure.reason}; trying again")
+    record(outcome)
+    say(outcome.phone or "", f"{cell.id}: {outcome.status} after {outcome.seconds:.0f} s")
     return outcome
+
+
+def try_once(
+    bench: Bench,
+    cell: Cell,
+    artifact: Artifact,
+    number: int,
+    avoid: Sequence[str | None],
+    lease_wait_s: float = LEASE_WAIT_S,
+    *,
+    crashed: Collection[str] = (),
+    first: str | None = None,
+    wait_fit: bool = True,
+    run: Callable[[Attempt], Failure | None] = run_attempt,
+) -> Tried:
+    """One try of a cell, on a phone of the bench's. Never raises for what goes wrong.
+
+    Args:
+        number: of the attempt, from 1.
+        avoid: phones that failed the cell, one entry a failure.
+        crashed: phones that rebooted under it.
+        wait_fit: wait for the last phone left that is too hot, empty or full.
+        Others: as in `run_cell`.
+    """
+    evidence: str | None = None
+    try:
+        candidates = fitting(bench.phones, cell, avoid, first, bench.nurse.book, crashed=crashed)
+        bench.say("", f"{cell.id}: waiting for a phone")
+        with fit_phone(bench, candidates, lease_wait_s, wait_fit=wait_fit) as phone, journal() as commands:
+            mark = bench.nurse.server_mark()
+            failure = carry_out(run, Attempt(bench, cell, artifact, phone, number))
+            note_attempt(bench, phone, failure, same_server=mark == bench.nurse.server_mark())
+            if failure:
+                failure = advised(failure, cell, artifact)
+                evidence = keep_evidence(bench, cell, phone, number, commands)
+    except Exception as error:
+        return Tried(classify_exception(error), None, evidence, unfit=isinstance(error, NotFitError))
+    return Tried(failure, phone.phone.name, evidence)
 
 
 def not_built(cell: str, error: HarnessError) -> OutcomeRecord:
@@ -128,10 +194,13 @@ def keep_evidence(bench: Bench, cell: Cell, phone: AttachedPhone, number: int, c
 
 
 @contextmanager
-def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: float) -> Iterator[AttachedPhone]:
+def fit_phone(
+    bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: float, *, wait_fit: bool = True
+) -> Iterator[AttachedPhone]:
     """The first of several phones that is free and fit, leased. While one cools down, another one is taken.
 
     Raises:
+        NotFitError: none is fit now, if not `wait_fit`.
         InfraError: none is free in time, or the one taken does not come back.
         EnvError: the last one left stays unfit.
     """
@@ -143,7 +212,7 @@ def fit_phone(bench: Bench, candidates: Sequence[AttachedPhone], lease_wait_s: f
             phone = next(p for p in rest if p.link.serial == lease.serial)
             others = [p for p in rest if p is not phone]
             try:
-                _, left = prepare(bench.nurse, phone.phone, phone.link, wait=not others)
+                _, left = prepare(bench.nurse, phone.phone, phone.link, wait=wait_fit and not others)
             except (EnvError, InfraError) as error:
                 if isinstance(error, InfraError) and phone.link.server.answers():
                     book.attempted(phone.link.serial, FailureClass.INFRA)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness import __version__
 from harness.build import preflight
@@ -16,7 +17,7 @@ from harness.build.cache import Artifact
 from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
-from harness.conduct.builds import BuildService, build_file, wait_for_artifact
+from harness.conduct.builds import Builds, BuildService, build_file, wait_for_artifact
 from harness.conduct.deep_check import DeepCheck
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
@@ -34,7 +35,7 @@ from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone, survey
 from harness.farm.prepare import Nurse
 from harness.farm.select import ANY_PHONE, Standing, Wish, meeting
-from harness.inventory import Phone
+from harness.inventory import Inventory, Phone
 from harness.matrix import Cell
 from harness.paths import cache_root
 from harness.rack.manage import mend, status
@@ -52,6 +53,10 @@ from harness.results import (
 from harness.soc import find_soc
 from harness.target import Target
 from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
+
+if TYPE_CHECKING:  # most runs have no engine, and do without its modules
+    from harness.engine.driver import Engine, RemoteCells, Watch
+    from harness.engine.facts import HostReport
 
 NOTHING_DONE = Resumed()
 
@@ -72,6 +77,8 @@ class Options:
             own, else the run's.
         ab_tokens: tokens that a timed session of it generates; None for each model's own.
         resume: folder of an interrupted run to go on with; None for a new run.
+        engine: address of an engine whose hosts' phones take the place of `rack`'s; None: none.
+        engine_tls: folder with the certificates for it.
     """
 
     rack: Path
@@ -92,9 +99,16 @@ class Options:
     ab_build_folders: tuple[Path, Path] | None = None
     ab_sdks: tuple[Path, Path] | None = None
     resume: Path | None = None
+    engine: str | None = None
+    engine_tls: Path | None = None
 
-    def choice(self) -> Choice:
-        """The selections, read and checked."""
+    @property
+    def phones_from(self) -> str:
+        """Where the phones stand: the rack's file, or the engine."""
+        return self.engine or str(self.rack)
+
+    def choice(self, inventory: Inventory | None = None) -> Choice:
+        """The selections, read and checked; of `inventory`'s phones, where it is given."""
         choice = read_choice(
             self.rack,
             self.models,
@@ -103,6 +117,7 @@ class Options:
             lengths=self.lengths,
             calibration=self.calibration,
             wish=self.wish,
+            inventory=inventory,
         )
         return replace(choice, each_phone=not self.any_phone)
 
@@ -141,6 +156,8 @@ class Run:
         )
         self._attached: tuple[AttachedPhone, ...] | None = None
         self._host = Host()
+        self.engine: Engine | None = None
+        self.watch: Watch | None = None
 
     @property
     def given(self) -> Path | None:
@@ -148,8 +165,12 @@ class Run:
         return self.side.pte if self.side else self.options.pte
 
     def phone_files(self) -> PhoneFiles | None:
-        """What real phones get, of this side; None on virtual ones. Raises ConfigError where there is none."""
-        if self.target is not Target.ANDROID:
+        """What real phones get, of this side; None on virtual ones, and on an engine, where each host has its own.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.target is not Target.ANDROID or self.engine is not None:
             return None
         return self.side.phone_files() if self.side else phone_files()
 
@@ -185,6 +206,9 @@ class Run:
             artifact = self.wait_for_artifact(planned)
             if self.options.compile_only:
                 outcome = OutcomeRecord(cell.id, Status.PASSED, reason="compiled; not run (--compile-only)")
+            elif self.engine is not None:
+                first = assigned_phone(self.folder, cell.id)
+                return self._remote_cells(self.engine).run_cell(cell, artifact, planned.phones, first)
             else:
                 return run_cell(self.bench(), cell, artifact, first=assigned_phone(self.folder, cell.id))
         except HarnessError as error:
@@ -217,6 +241,28 @@ class Run:
             for phone, error in found.refused:
                 self.live.say(phone.name, f"not used: {error.what}")
         return self._attached
+
+    def _remote_cells(self, engine: Engine) -> RemoteCells:
+        from harness.engine.driver import RemoteCells
+
+        return RemoteCells(
+            engine,
+            run_id=self.id,
+            folder=self.folder,
+            target=self.target,
+            evaluation=self.options.evaluation,
+            record=self.writer.append,
+            say=self.live.say,
+            priority={phone.name: phone.priority for phone in self.choice.inventory.phones},
+            attempts_before=self.resumed.attempts,
+        )
+
+    def close(self) -> None:
+        """Ends what this process's part holds open."""
+        if self.watch is not None:
+            self.watch.stop()
+        if self.engine is not None:
+            self.engine.close()
 
     def bench(self) -> Bench:
         """What cells are run with."""
@@ -279,12 +325,27 @@ def check_tasks(tasks: Sequence[str], folders: Sequence[Path]) -> None:
 
 def join_run(options: Options, folder: Path, before: Resumed = NOTHING_DONE) -> Run:
     """A further process of a run: the same plan, from the same files and what the first process found out."""
-    choice = options.choice()
+    engine, inventory = _known_engine(options, folder) if options.engine else (None, None)
+    choice = options.choice(inventory)
     socs = json.loads((folder / "phones.json").read_text(encoding="utf-8"))
     phones = [replace(p, soc=find_soc(socs[p.name])) for p in choice.inventory.phones if socs.get(p.name)]
     run = Run(options, folder, choice, phones)
-    run.resumed = before
+    run.resumed, run.engine = before, engine
     return run
+
+
+ENGINE_FILE = "engine.json"
+"""In a run's folder: the hosts that its first process found, for the others."""
+
+
+def _known_engine(options: Options, folder: Path) -> tuple[Engine, Inventory]:
+    from harness.engine.driver import Engine
+    from harness.engine.facts import HostReport, inventory_of
+
+    assert options.engine is not None
+    said = json.loads((folder / ENGINE_FILE).read_text(encoding="utf-8"))
+    hosts = [HostReport.from_data(data) for data in said]
+    return Engine(options.engine, options.engine_tls, hosts), inventory_of(hosts, options.engine)
 
 
 class FirstProcess:
@@ -295,18 +356,49 @@ class FirstProcess:
         Args:
             dry: only plan (`--collect-only`): no rack is started, no phone asked, nothing recorded.
         """
-        choice = options.choice()
-        check_tasks(options.evaluation.tasks, options.evaluation.task_folders)
-        check_tasks(choice.calibration.tasks, choice.calibration.task_folders)
         self._rack: RackUse | None = None
         self._builds: list[BuildService] = []
+        self._engine: Engine | None = None
+        self._hosts: tuple[HostReport, ...] = ()
+        inventory = self._find_hosts(options) if options.engine else None
+        try:
+            self._begin(options, options.choice(inventory), dry=dry)
+        except BaseException:
+            if self._engine is not None:
+                self._engine.close()
+            raise
+
+    def _find_hosts(self, options: Options) -> Inventory:
+        """The phones of an engine's hosts, as one rack."""
+        assert options.engine is not None
+        if options.ab:
+            raise ConfigError(
+                "a run of A against B cannot be on an engine yet",
+                where="--ab with --engine",
+                remedy="run it on the rack host itself, without --engine",
+            )
+        from harness.engine.driver import Engine
+        from harness.engine.facts import inventory_of
+
+        self._engine = Engine(options.engine, options.engine_tls)
+        try:
+            self._hosts = self._engine.admit()
+        except BaseException:
+            self._engine.close()
+            raise
+        return inventory_of(self._hosts, self._engine.address)
+
+    def _begin(self, options: Options, choice: Choice, *, dry: bool) -> None:
+        check_tasks(options.evaluation.tasks, options.evaluation.task_folders)
+        check_tasks(choice.calibration.tasks, choice.calibration.task_folders)
         if dry:
             phones = [p for p in meeting(choice.wish, [Standing(p) for p in choice.inventory.phones]) if p.soc]
             self.run = Run(options, options.reports / "not-made", choice, phones)
             if options.resume:
                 self.run.resumed = resumed(load_run(options.resume))
+            self.run.engine = self._engine
             return
-        if not options.ab:  # of A against B each side is asked, once it is known what it is
+        if self._engine is None and not options.ab:  # else each host has looked; or each side is asked, later
             check_real(choice.inventory.phones)
         if (options.ab_build_folders or options.ab_sdks) and not options.ab:
             raise ConfigError(
@@ -321,12 +413,14 @@ class FirstProcess:
                 "--ab and --pte exclude each other", where="command line", remedy="name the folder in --ab"
             )
         check_disk(options.reports, needed=64 << 20)
-        toolchain = find_toolchain()
-        self._rack = RackUse(choice.inventory, toolchain, expose=[place.absolute() for place in options.ab or ()])
+        if self._engine is None:
+            expose = [place.absolute() for place in options.ab or ()]
+            self._rack = RackUse(choice.inventory, find_toolchain(), expose=expose)
         try:
             self.run = self._prepare(options, choice)
         except BaseException:
-            self._rack.close()
+            if self._rack is not None:
+                self._rack.close()
             raise
         for side in (self.run.base, self.run):
             if side is not None:
@@ -341,10 +435,12 @@ class FirstProcess:
             names = {p.name: p.soc.name if p.soc else None for p in phones}
             (folder / "phones.json").write_text(json.dumps(names), encoding="utf-8")
         run = Run(options, folder, choice, [p for p in phones if p.soc])
+        if self._engine is not None:
+            self._use_engine(run, self._engine)
         if not run.planned:
             raise ConfigError(
                 "no phone of the rack has a chipset that was asked for",
-                where=f"{options.rack}: --socs {options.socs}",
+                where=f"{options.phones_from}: --socs {options.socs}",
                 remedy="see `htpfarm devices`",
             )
         for named in (run.base, run) if run.base is not None else ():
@@ -359,12 +455,30 @@ class FirstProcess:
             side.folder.mkdir(exist_ok=True)
             if side.given is None and not all(artifact.ready for artifact in side.artifacts.values()):
                 check_disk(cache_root())
-                _preflight(side)
+                _preflight(side, self._memory_mb())
             _record_plan(side)
         return run
 
+    def _use_engine(self, run: Run, engine: Engine) -> None:
+        from harness.engine.driver import Watch
+
+        run.engine, run.watch = engine, Watch(engine)
+        (run.folder / ENGINE_FILE).write_text(json.dumps([one.to_data() for one in self._hosts]), encoding="utf-8")
+        for one in self._hosts:
+            names = ", ".join(str(phone["name"]) for phone in one.phones) or "no phone"
+            memory = f"; {one.memory_mb:.0f} MB for compiling" if one.memory_mb else ""
+            run.live.say("", f"host {one.host} ({one.address}): {names}{memory}")
+            for name, why in one.refused.items():
+                run.live.say(name, f"not used: {why}")
+
+    def _memory_mb(self) -> float:
+        """Memory for one build: of the largest compile host, else of this computer."""
+        return max((one.memory_mb for one in self._hosts), default=0.0) or preflight.available_mb()
+
     def start(self) -> None:
         """Starts building."""
+        if self.run.watch is not None:
+            self.run.watch.start()
         for service in self._builds:
             service.start()
 
@@ -372,11 +486,14 @@ class FirstProcess:
         """Ends what the run started."""
         for service in self._builds:
             service.stop()
+        self.run.close()
         if self._rack:
             self._rack.close()
 
     def _probe(self, choice: Choice) -> list[Phone]:
         """The inventory's phones with the SoC each reports; one that does not answer keeps what the file says."""
+        if self._engine is not None:
+            return meeting(choice.wish, [Standing(phone) for phone in choice.inventory.phones])
         found = survey(choice.inventory, self._rack.state if self._rack else None)
         for _, error in found.refused:
             if error.failure_class is FailureClass.CONFIG:
@@ -402,7 +519,12 @@ def _build_service(run: Run, after: BuildService | None) -> BuildService:
         for p in run.planned
         if p.verdict.run and run.given is None and p.cell.id not in run.resumed.done
     ]
-    builder = Builder(run.toolchain, run.folder / "build-logs")
+    local = Builder(run.toolchain, run.folder / "build-logs")
+    builder: Builds = local
+    if run.engine is not None:
+        from harness.engine.builds import EngineBuilder
+
+        builder = EngineBuilder(run.engine, local, lambda what: run.live.say("build", what))
     return BuildService(builder, requests, run.folder, run.writer.append, run.live.say, after)
 
 
@@ -415,7 +537,7 @@ def _record_plan(run: Run) -> None:
             platform.node(),
             __version__,
             run.recorded_toolchain(),
-            str(run.options.rack),
+            run.options.phones_from,
             run.target,
         )
     )
@@ -439,14 +561,14 @@ def _go_on(run: Run, before: RunData) -> None:
     run.live.say("", f"resumed: {len(run.resumed.done)} of {len(entries)} cells have an outcome and are not run again")
 
 
-def _preflight(run: Run) -> None:
-    """Says what the builds are likely to fail of.
+def _preflight(run: Run, memory_mb: float) -> None:
+    """Says what the builds are likely to fail of, where so much memory can be had.
 
     Raises:
         EnvError: there is something, and `--strict-memory`.
     """
     cells = [p.cell for p in run.planned if p.verdict.run and not run.artifacts[p.cell.id].ready]
-    found = preflight.concerns(cells, preflight.available_mb())
+    found = preflight.concerns(cells, memory_mb)
     if run.options.strict_memory:
         preflight.refuse(found)
     for concern in found:
