@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from sleeping_cells import SCRIPT
 
 from harness.build.cache import Artifact
@@ -201,10 +202,20 @@ def said(log: Path, words: str) -> None:
         TimeoutError: it did not.
     """
     deadline = time.monotonic() + LIMIT_S
-    while words not in log.read_text():
+    while words not in (text := log.read_text() if log.exists() else ""):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no {words!r} in {log}: {log.read_text()}")
+            raise TimeoutError(f"no {words!r} in {log}: {text}")
         time.sleep(0.1)
+
+
+def listeners(port: int) -> list[int]:
+    """Processes of this user that listen on a port of this computer."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            ports = {one.laddr.port for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN}
+            found += [process.pid] if port in ports else []
+    return found
 
 
 @contextmanager
@@ -247,7 +258,9 @@ def lose(network: Network, how: str, folder: Path) -> Lost:
     return lost
 
 
-def sleeping(folder: Path, address: str, cells: int, seconds: float, network: Network, how: str) -> dict[str, object]:
+def sleeping(
+    folder: Path, address: str, cells: int, seconds: float, network: Network | None, how: str
+) -> dict[str, object]:
     """A run of sleeping cells; the host of `network` is lost when a third of them is done and a cell runs on it."""
     run = folder / "run"
     writer, log = RecordWriter(run), LiveLog(run)
@@ -281,7 +294,14 @@ def sleeping(folder: Path, address: str, cells: int, seconds: float, network: Ne
     def run_one(job: Job, phone: str) -> None:
         outcome = farm.run_cell(of[job.id], artifact, phones, phone)
         done = len(load_run(run).outcomes)
-        if how != "none" and not lost and done >= cells // 3 and outcome.phone and outcome.phone.startswith("b"):
+        if (
+            network is not None
+            and how != "none"
+            and not lost
+            and done >= cells // 3
+            and outcome.phone
+            and outcome.phone.startswith("b")
+        ):
             lost.append(Lost())  # another thread may come here at the same time
             # `a` goes: this cell was on `b`, and cells run on `a`.
             lost[0] = lose(network, how, run)

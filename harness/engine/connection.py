@@ -199,6 +199,8 @@ class Connection:
         )
 
     def _sync(self, what: str, function: Callable[..., Any], limit_s: float, *arguments: Any, **named: Any) -> Any:
+        if self._client.status != "running":  # it has lost the scheduler: asking would wait for one to come back
+            raise self._silent(what, ConnectionError(f"the connection is {self._client.status}"))
         try:
             return self._client.sync(function, *arguments, callback_timeout=limit_s, **named)
         except Exception as error:

@@ -36,7 +36,9 @@ def pytest_xdist_make_scheduler(config, log):
         return not key
     def usable(phone):
         return not (HERE / f"{phone}.hot").exists()
-    return CellScheduling(jobs, slots, HERE, workers=SETUP["workers"], ready=ready, usable=usable)
+    def lost(phone):
+        return (HERE / f"{phone}.lost").exists()
+    return CellScheduling(jobs, slots, HERE, workers=SETUP["workers"], ready=ready, usable=usable, lost=lost)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session):
@@ -66,6 +68,8 @@ def run_cell(request, once):
             os._exit(9)
         if name == SETUP.get("heats"):
             (HERE / f"{phone}.hot").touch()
+        if name == SETUP.get("loses"):
+            (HERE / f"{phone}.lost").touch()
         time.sleep(seconds)
         line({"cell": name, "phone": phone, "start": start, "end": time.time(), "pid": os.getpid()})
     return run
@@ -173,6 +177,23 @@ def test_a_hot_phones_cells_go_to_another(tmp_path: Path) -> None:
     after = [line for line in ran.cells if line["start"] > first["end"]]
     assert "8 passed" in ran.output
     assert all(line["phone"] != first["phone"] for line in after)
+
+
+def test_a_lost_phones_cells_go_to_another(tmp_path: Path) -> None:
+    cells = [("first", 0.2, ""), *((f"c{i}", 0.05, "") for i in range(6))]
+    ran = xdist(tmp_path, cells, ["a", "b"], workers=2, loses="first")
+    (first,) = (line for line in ran.cells if line["cell"] == "first")
+    after = [line for line in ran.cells if line["start"] > first["end"]]
+    assert "8 passed" in ran.output
+    assert after
+    assert {line["phone"] for line in after} == {"a", "b"} - {first["phone"]}
+
+
+def test_cells_that_no_phone_is_left_for_reach_a_worker_and_the_run_ends(tmp_path: Path) -> None:
+    cells = [("first", 0.2, ""), *((f"c{i}", 0.05, "") for i in range(3))]
+    ran = xdist(tmp_path, cells, ["a"], workers=1, loses="first")
+    assert "5 passed" in ran.output, ran.output
+    assert {line["cell"]: line["phone"] for line in ran.cells} == {"first": "a", "c0": None, "c1": None, "c2": None}
 
 
 def test_cells_wait_for_their_artifact_without_holding_a_phone(tmp_path: Path) -> None:
