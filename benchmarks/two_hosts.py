@@ -370,7 +370,7 @@ def real(folder: Path, address: str, network: Network, how: str) -> dict[str, ob
                 time.sleep(0.2)
                 live = "".join(path.read_text() for path in reports.glob("*/live.log"))
                 if how != "none" and lost is None and " a0 " in live and "prompt 2/2" in live.partition(" a0 ")[2]:
-                    (run,) = reports.iterdir()
+                    (run,) = (path for path in reports.iterdir() if path.is_dir())
                     lost = lose(network, how, run)
             status = pytest.wait(timeout=1)
         finally:
