@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import getpass
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from harness.paths import cache_root
 from harness.shared_files import make_shared_folder, open_shared
 
 WINDOW, TOO_MANY = 10, 9
-"""A phone is put aside when TOO_MANY of its last WINDOW attempts failed in ways that can be the phone's fault."""
+"""A phone is put aside when TOO_MANY of its last WINDOW attempts failed in ways that can be the phone's fault..."""
+CHANCE = 1e-4
+"""...unless that could happen, at least as often as this, to any phone that fails as often as the others just did."""
 COOL_RECHECK_S = 10.0
 TAIL_BYTES = 32 * 1024
 BLAMED = frozenset({FailureClass.INFRA, FailureClass.CRASH})
@@ -133,8 +136,8 @@ class HealthBook:
         state = self.state(serial)
         self._append(serial, "attempt", state, str(failure or ""))
         if failure in BLAMED:
-            if keeps_failing(self.events(serial)):
-                cause = f"{TOO_MANY} of its last {WINDOW} attempts failed"
+            others = [self.events(other) for other in self.serials() if other != serial and self.state(other).usable]
+            if cause := keeps_failing(self.events(serial), [event for events in others for event in events]):
                 self.set_state(serial, HealthState.BAD, cause)
             else:
                 self.set_state(serial, HealthState.UNKNOWN, f"an attempt failed: {failure}")
@@ -172,11 +175,39 @@ class HealthBook:
         return self.folder / f"{quote(serial, safe='')}{_SUFFIX}"
 
 
-def keeps_failing(events: Sequence[HealthEvent]) -> bool:
-    """Whether a phone is to be put aside, by its attempts since a person last cleared it. Pure."""
+def keeps_failing(events: Sequence[HealthEvent], others: Sequence[HealthEvent] = ()) -> str:
+    """Why a phone is to be put aside, by its attempts since a person last cleared it; empty if it is not. Pure.
+
+    Where others fail as well, as when a hub or an adb server is at fault, a phone is not put aside for it: its failures
+    must be more than chance makes of the others' rate (binomial tail, the rate by Laplace's rule of succession). Where
+    they fail often, that takes up to twice as many attempts to see.
+
+    Args:
+        events: of the phone.
+        others: of the phones that may be used beside it.
+    """
     start = max((i for i, e in enumerate(events) if e.event == "change" and e.cause.startswith("cleared")), default=-1)
-    attempts = [event.cause for event in events[start + 1 :] if event.event == "attempt"][-WINDOW:]
-    return sum(cause in BLAMED for cause in attempts) >= TOO_MANY
+    attempts = [event for event in events[start + 1 :] if event.event == "attempt"]
+    for window, many in ((WINDOW, TOO_MANY), (2 * WINDOW, 2 * TOO_MANY)):
+        own = attempts[-window:]
+        failed = _failed(own)
+        if failed < many:
+            continue
+        beside = [event for event in others if event.event == "attempt" and event.time > own[0].time]
+        rate = (_failed(beside) + 1) / (len(beside) + 2)
+        if not beside or _at_least(failed, len(own), rate) < CHANCE:
+            said = f"{failed} of its last {len(own)} attempts failed"
+            return said + (f", and {_failed(beside)} of {len(beside)} of other phones" if beside else "")
+    return ""
+
+
+def _failed(attempts: Sequence[HealthEvent]) -> int:
+    return sum(event.cause in BLAMED for event in attempts)
+
+
+def _at_least(count: int, tries: int, rate: float) -> float:
+    """The probability of at least so many failures."""
+    return sum(math.comb(tries, k) * rate**k * (1 - rate) ** (tries - k) for k in range(count, tries + 1))
 
 
 def _user() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -137,6 +138,24 @@ def test_a_phone_that_keeps_failing_is_put_aside_until_cleared(tmp_path: Path) -
     assert f"last {WINDOW}" in book.cause("odd")
     book.clear("odd")
     assert book.attempted("odd", INFRA) is HealthState.UNKNOWN
+
+
+def test_a_phone_is_not_put_aside_for_failures_that_the_others_have_too(tmp_path: Path) -> None:
+    hub = HealthBook(tmp_path / "hub")
+    for number in range(3 * WINDOW):  # a hub drops out: every phone fails nine times in ten
+        for serial in ("a", "b", "c"):
+            hub.attempted(serial, None if number % 10 == 5 else INFRA)
+    assert [hub.state(serial).usable for serial in ("a", "b", "c")] == [True] * 3
+    half = HealthBook(tmp_path / "half")
+    for number in range(4 * WINDOW):  # the others fail every second time, this one always: it takes longer, but is seen
+        half.attempted("odd", CRASH)
+        for serial in ("a", "b", "c"):
+            half.attempted(serial, INFRA if number % 2 else None)
+        if number == WINDOW - 1:
+            assert half.state("odd").usable
+    assert half.state("odd") is HealthState.BAD
+    assert re.search(r"^\d+ of its last \d+ attempts failed, and \d+ of \d+ of other phones$", half.cause("odd"))
+    assert half.state("a").usable
 
 
 SHELF = (
