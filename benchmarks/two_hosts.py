@@ -33,7 +33,8 @@ from harness.build.cache import Artifact
 from harness.conduct.attempt import Attempt
 from harness.conduct.farm_loop import FarmLoop
 from harness.conduct.live import LiveLog
-from harness.engine.driver import Engine, RemoteCells, Watch
+from harness.engine.cells import RemoteCells, Watch
+from harness.engine.driver import Engine
 from harness.errors import HarnessError
 from harness.evaluate.choice import EvalChoice
 from harness.farm.deploy import deploy

@@ -19,6 +19,7 @@ from _pytest.mark.expression import Expression
 from harness.conduct.distribute import one_at_a_time
 from harness.conduct.jobs import cell_scheduling
 from harness.conduct.live import Follower
+from harness.conduct.options import Options
 from harness.conduct.phone_files import BUILD_FOLDER
 from harness.conduct.plan import (
     DEFAULT_MODELS,
@@ -32,7 +33,7 @@ from harness.conduct.plan import (
 )
 from harness.conduct.resume import Resumed
 from harness.conduct.screen import PhoneScreen, can_show, is_notable
-from harness.conduct.session import FirstProcess, Options, Run, join_run
+from harness.conduct.session import FirstProcess, Run, join_run
 from harness.errors import ConfigError, HarnessError
 from harness.evaluate.choice import EvalChoice
 from harness.inventory import load_inventory

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,27 +14,26 @@ from harness import __version__
 from harness.build import preflight
 from harness.build.builder import Builder, Request, check_disk
 from harness.build.cache import Artifact
-from harness.build.calibration import MODELS_OWN, CalibrationChoice
 from harness.build.given import given_artifacts
 from harness.conduct.attempt import Bench
 from harness.conduct.builds import Builds, BuildService, build_file, wait_for_artifact
 from harness.conduct.deep_check import DeepCheck
 from harness.conduct.distribute import assigned_phone
 from harness.conduct.live import LiveLog
+from harness.conduct.options import Options
 from harness.conduct.phone_files import PhoneFiles, phone_files
-from harness.conduct.plan import Choice, Planned, artifacts, plan, read_choice
+from harness.conduct.plan import Choice, Planned, artifacts, plan
 from harness.conduct.rack_use import RackUse
 from harness.conduct.real import check_real, socs_of, target_of
 from harness.conduct.resume import Resumed, check_same, resumed
 from harness.conduct.run_cell import not_built, run_cell
 from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
 from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
-from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
 from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone, survey
 from harness.farm.prepare import Nurse
-from harness.farm.select import ANY_PHONE, Standing, Wish, meeting
+from harness.farm.select import Standing, meeting
 from harness.inventory import Inventory, Phone
 from harness.matrix import Cell
 from harness.paths import cache_root
@@ -55,71 +54,11 @@ from harness.target import Target
 from harness.toolchain.environment import Toolchain, find_toolchain, fingerprint
 
 if TYPE_CHECKING:  # most runs have no engine, and do without its modules
-    from harness.engine.driver import Engine, RemoteCells, Watch
+    from harness.engine.cells import RemoteCells, Watch
+    from harness.engine.driver import Engine
     from harness.engine.facts import HostReport
 
 NOTHING_DONE = Resumed()
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a run was asked for; all strings as given on the command line.
-
-    Attributes:
-        lengths: fields of `Lengths` that replace each model's own.
-        evaluation: the `--eval-…` options.
-        calibration: the `--calib-…` options.
-        wish: which of the rack's phones.
-        any_phone: a cell runs once on any phone of its SoC, instead of once on each.
-        strict_memory: what is likely not to compile here for lack of memory is refused, instead of warned of.
-        ab: the two sides of a run of A against B, base and candidate: environments, or folders of `.pte` files.
-        ab_build_folders, ab_sdks: the two sides' builds for Android and QNN SDKs, for real phones; None: each side's
-            own, else the run's.
-        ab_tokens: tokens that a timed session of it generates; None for each model's own.
-        resume: folder of an interrupted run to go on with; None for a new run.
-        engine: address of an engine whose hosts' phones take the place of `rack`'s; None: none.
-        engine_tls: folder with the certificates for it.
-    """
-
-    rack: Path
-    models: str
-    modes: str | None
-    socs: str | None
-    pte: Path | None
-    compile_only: bool
-    reports: Path
-    lengths: dict[str, int] = field(default_factory=dict)
-    evaluation: EvalChoice = field(default_factory=EvalChoice)
-    calibration: CalibrationChoice = MODELS_OWN
-    wish: Wish = ANY_PHONE
-    any_phone: bool = False
-    strict_memory: bool = False
-    ab: tuple[Path, Path] | None = None
-    ab_tokens: int | None = None
-    ab_build_folders: tuple[Path, Path] | None = None
-    ab_sdks: tuple[Path, Path] | None = None
-    resume: Path | None = None
-    engine: str | None = None
-    engine_tls: Path | None = None
-
-    @property
-    def phones_from(self) -> str:
-        """Where the phones stand: the rack's file, or the engine."""
-        return self.engine or str(self.rack)
-
-    def choice(self, inventory: Inventory | None = None) -> Choice:
-        """The selections, read and checked; of `inventory`'s phones, where it is given."""
-        choice = read_choice(
-            self.rack,
-            self.models,
-            self.modes,
-            self.socs,
-            lengths=self.lengths,
-            calibration=self.calibration,
-            wish=self.wish,
-            inventory=inventory,
-        )
-        return replace(choice, each_phone=not self.any_phone)
 
 
 class Run:
@@ -243,7 +182,7 @@ class Run:
         return self._attached
 
     def _remote_cells(self, engine: Engine) -> RemoteCells:
-        from harness.engine.driver import RemoteCells
+        from harness.engine.cells import RemoteCells
 
         return RemoteCells(
             engine,
@@ -460,7 +399,7 @@ class FirstProcess:
         return run
 
     def _use_engine(self, run: Run, engine: Engine) -> None:
-        from harness.engine.driver import Watch
+        from harness.engine.cells import Watch
 
         run.engine, run.watch = engine, Watch(engine)
         (run.folder / ENGINE_FILE).write_text(json.dumps([one.to_data() for one in self._hosts]), encoding="utf-8")

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from harness.build.cache import Artifact
 from harness.conduct.run_cell import Tried, settle
 from harness.engine import files
+from harness.engine.cells import bundles_of
 from harness.engine.connection import Connection, Member, engine_address, tls_folder
-from harness.engine.driver import Engine, bundles_of, phones_of
+from harness.engine.driver import Engine, phones_of
 from harness.engine.facts import (
     HostReport,
     InOrder,
