@@ -156,7 +156,7 @@ def qnn_problems(reports: Path, output: str) -> list[str]:
         "its signature is named": failing["signature"] == "op-not-prepared",
         "the compiler's line is shown": "could not create op: q::" in failing["evidence"],
         "the last good run is the base": str(failing["last_good_run"]).endswith("-base"),
-        "both versions are named": "with QNN 2.51" in drawn and "with QNN 2.48" in drawn,
+        "both versions are named": "QNN 2.51" in failing["versions"] and "QNN 2.48" in failing["last_good_versions"],
         "the gate says BUILD": "BUILD" in output,
     }
     return [what for what, shown in wanted.items() if not shown]
