@@ -269,7 +269,7 @@ SIGNATURES: tuple[Signature, ...] = (
         FailureClass.BUILD,
         "the HTP compiler cannot prepare an operator of the graph",
         "compile with the QNN libraries it last passed with (`htpfarm matrix` names them), and report the operator",
-        "seen with QNN 2.51, benchmarks/qnn_regression.py",
+        "benchmarks/qnn_regression.py with QNN 2.51",
     ),
 )
 
