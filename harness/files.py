@@ -1,4 +1,4 @@
-"""Replacing a small file in one step."""
+"""Writing what must not be lost: a small file replaced in one step, a file or folder brought to the disk."""
 
 from __future__ import annotations
 
@@ -27,3 +27,12 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644, sync: bool = T
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -100,6 +100,13 @@ def groups(requests: Sequence[Request]) -> list[list[Request]]:
     return list(found.values())
 
 
+def known_and_missing(requests: Sequence[Request]) -> tuple[list[Result], list[Request]]:
+    """The results of artifacts that the cache has, and a request for each other artifact."""
+    distinct = {request.artifact.key: request for request in requests}.values()
+    known = [request for request in distinct if request.artifact.ready]
+    return [Result(request, True, 0.0, None) for request in known], [one for one in distinct if one not in known]
+
+
 class Builder:
     """Builds what is missing from the cache.
 
@@ -124,10 +131,8 @@ class Builder:
         Raises:
             EnvError: too little disk is left.
         """
-        distinct = list({request.artifact.key: request for request in requests}.values())
-        for request in [request for request in distinct if request.artifact.ready]:
-            yield Result(request, True, 0.0, None)
-            distinct.remove(request)
+        reused, distinct = known_and_missing(requests)
+        yield from reused
         if not distinct:
             return
         check_disk(cache_root())

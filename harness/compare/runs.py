@@ -435,16 +435,20 @@ def compare_texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord
 
 def reply_tokens(sample: SampleRecord) -> list[int]:
     """The tokens of a reply; of a record without them its characters."""
-    turns = sample.raw.get("turns")
-    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and isinstance(turns[0].get("tokens"), list):
-        return [int(token) for token in turns[0]["tokens"]]
-    return [ord(character) for character in sample.text]
+    tokens = _recorded_tokens(sample)
+    return [ord(character) for character in sample.text] if tokens is None else tokens
 
 
 def has_tokens(sample: SampleRecord) -> bool:
     """Whether a sample's record holds the tokens of its reply, and not the text alone."""
+    return _recorded_tokens(sample) is not None
+
+
+def _recorded_tokens(sample: SampleRecord) -> list[int] | None:
     turns = sample.raw.get("turns")
-    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "tokens" in turns[0]
+    first = turns[0] if isinstance(turns, list) and turns else None
+    tokens = first.get("tokens") if isinstance(first, dict) else None
+    return [int(token) for token in tokens] if isinstance(tokens, list) else None
 
 
 def worst_change(cell: CellComparison) -> float:

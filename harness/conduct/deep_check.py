@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from harness.build.cache import Artifact, locate
@@ -36,8 +35,9 @@ from harness.inventory import Phone
 from harness.matrix import Cell
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_models
-from harness.paths import MODELS, REPOSITORY, cache_root
+from harness.paths import MODELS, cache_root
 from harness.soc import Soc
+from harness.sources import source_digest
 from harness.target import Target
 from harness.text.decoders import VERSIONS
 
@@ -137,7 +137,7 @@ class DeepCheck:
         """A hash of all that decides what a good phone gives. A virtual phone's runner is this harness's."""
         parts = {file.name: sha256_of(file.path) for file in payload.files}
         if self.target is Target.SIM:
-            parts |= {f"toolchain.{name}": value for name, value in self.fingerprint.items()} | {"": _own_sources()}
+            parts |= {f"toolchain.{name}": value for name, value in self.fingerprint.items()} | {"": source_digest()}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _spec(self, mode: Mode, payload: Payload, model: ModelSpec, known: KnownText) -> SessionSpec:
@@ -170,14 +170,6 @@ class DeepCheck:
         if failure.failure_class in NOT_THE_PHONES:
             raise error_of(failure, where)
         raise HtpError(failure.reason, where=where, remedy=failure.remedy, evidence=failure.evidence)
-
-
-@cache
-def _own_sources() -> str:
-    hashed = hashlib.sha256()
-    for path in sorted((REPOSITORY / "harness").rglob("*.py")):
-        hashed.update(path.read_bytes())
-    return hashed.hexdigest()
 
 
 def judge(said: str, known: KnownText) -> Failure | None:

@@ -5,12 +5,12 @@ A run has one of each (`--build-folder`, `QNN_SDK_ROOT`); in a run of A against 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ConfigError
+from harness.farm.deploy import sha256_of
 from harness.farm.payload import android_payload
 from harness.soc import Soc
 
@@ -61,7 +61,7 @@ class PhoneFiles:
             "android_backend_sha256": self.build / _BUILT[1],
             "android_qnn_htp_sha256": self.sdk / _HTP,
         }
-        return {name: _hash(path) for name, path in files.items() if path.is_file()}
+        return {name: sha256_of(path) for name, path in files.items() if path.is_file()}
 
 
 def phone_files(build: Path | None = None, sdk: Path | None = None, where: str = "") -> PhoneFiles:
@@ -116,8 +116,3 @@ def _sdk_root(where: str) -> Path:
         where=f"{where}: QNN_SDK_ROOT" if where else "QNN_SDK_ROOT",
         remedy=f"let it name the SDK: the package onnxruntime-qnn has the host's libraries alone{either}",
     )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

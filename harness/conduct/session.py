@@ -28,7 +28,7 @@ from harness.conduct.real import check_real, socs_of, target_of
 from harness.conduct.resume import Resumed, check_same, resumed
 from harness.conduct.run_cell import not_built, run_cell
 from harness.conduct.sides import BASE, CANDIDATE, Side, read_side
-from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
+from harness.errors import ConfigError, FailureClass, HarnessError
 from harness.evaluate.host import Host
 from harness.farm.health import HealthBook
 from harness.farm.identity import AttachedPhone, survey
@@ -299,8 +299,8 @@ class FirstProcess:
         self._builds: list[BuildService] = []
         self._engine: Engine | None = None
         self._hosts: tuple[HostReport, ...] = ()
-        inventory = self._find_hosts(options) if options.engine else None
         try:
+            inventory = self._find_hosts(options) if options.engine else None
             self._begin(options, options.choice(inventory), dry=dry)
         except BaseException:
             if self._engine is not None:
@@ -320,11 +320,7 @@ class FirstProcess:
         from harness.engine.facts import inventory_of
 
         self._engine = Engine(options.engine, options.engine_tls)
-        try:
-            self._hosts = self._engine.admit()
-        except BaseException:
-            self._engine.close()
-            raise
+        self._hosts = self._engine.admit()
         return inventory_of(self._hosts, self._engine.address)
 
     def _begin(self, options: Options, choice: Choice, *, dry: bool) -> None:
@@ -434,20 +430,11 @@ class FirstProcess:
         if self._engine is not None:
             return meeting(choice.wish, [Standing(phone) for phone in choice.inventory.phones])
         found = survey(choice.inventory, self._rack.state if self._rack else None)
-        for _, error in found.refused:
-            if error.failure_class is FailureClass.CONFIG:
-                raise error
+        found.check(str(choice.inventory.path))
         attached = {a.phone.name: a for a in found.attached}
         phones = [
             replace(p, soc=attached[p.name].identity.soc) if p.name in attached else p for p in choice.inventory.phones
         ]
-        if not attached:
-            raise InfraError(
-                "no phone of the rack answers",
-                where=str(choice.inventory.path),
-                remedy="see `htpfarm devices`",
-                evidence="\n".join(f"{phone.name}: {error.what}" for phone, error in found.refused),
-            )
         refused = {phone.name: error.what for phone, error in found.refused}
         return meeting(choice.wish, [Standing(p, refused.get(p.name, "")) for p in phones])
 

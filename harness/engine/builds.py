@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from harness.build.builder import Builder, Limits, Progress, Request, Result, check_disk, groups
+from harness.build.builder import Builder, Limits, Progress, Request, Result, check_disk, groups, known_and_missing
 from harness.build.events import Event
 from harness.build.preflight import estimate
 from harness.conduct.retry import INFRA_TRIES
@@ -53,10 +53,8 @@ class EngineBuilder:
         Raises:
             EnvError: too little disk is left here.
         """
-        distinct = list({request.artifact.key: request for request in requests}.values())
-        for request in [request for request in distinct if request.artifact.ready]:
-            yield Result(request, True, 0.0, None)
-            distinct.remove(request)
+        reused, distinct = known_and_missing(requests)
+        yield from reused
         if not distinct:
             return
         check_disk(cache_root())

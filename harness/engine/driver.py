@@ -21,6 +21,7 @@ from harness.engine.files import (
     merge_into,
     pieces,
     put_in_place,
+    read_piece,
     write_piece,
 )
 from harness.engine.host import files_at, give_piece, missing, new_token, report, take_piece, took_all
@@ -234,9 +235,7 @@ class Engine:
             whole = sum(file.bytes for file in one.files)
             say(f"sending {one.place} to {self.name_of(address)}: {whole / 1e6:.1f} MB")
             for file, offset, length in pieces(one.files):
-                with Path(one.sources[file.path]).open("rb") as stream:
-                    stream.seek(offset)
-                    data = stream.read(length)
+                data = read_piece(Path(one.sources[file.path]), offset, length)
                 ask(address, take_piece, one.place, token, file.path, offset, data, limit_s=PIECE_LIMIT_S)
             return str(ask(address, took_all, one.place, token, one.files, limit_s=HASH_LIMIT_S))
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from harness.inventory import Inventory, Limits, Phone
 from harness.matrix import Cell
 from harness.model_file import Lengths, Mode
 from harness.models import load_models, select
-from harness.paths import MODELS, REPOSITORY
+from harness.paths import MODELS
 from harness.soc import PHONE_KINDS, find_soc
+from harness.sources import source_digest
 from harness.toolchain.environment import find_toolchain, fingerprint
 
 PHONE, MEMORY = "phone:", "memory_mb"
@@ -64,16 +63,6 @@ def own_identity() -> dict[str, str]:
         engine = "absent"
     own = {"htpfarm": __version__, "python": platform.python_version(), "distributed": engine}
     return {**own, "sources": source_digest(), **fingerprint(find_toolchain())}
-
-
-@cache
-def source_digest() -> str:
-    """Hash of the harness's modules and the models' files: two checkouts of one version may differ."""
-    digest = hashlib.sha256()
-    files = [*(REPOSITORY / "harness").rglob("*.py"), *MODELS.rglob("*.yaml")]
-    for path in sorted(files):
-        digest.update(str(path.relative_to(REPOSITORY)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def check_hosts(own: Mapping[str, str], reports: Sequence[HostReport], where: str) -> None:

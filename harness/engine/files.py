@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from harness.errors import InfraError
+from harness.files import sync
 
 PIECE_BYTES = 32 << 20
 
@@ -49,11 +49,12 @@ def _sha256_once(path: str, _size: int, _mtime_ns: int) -> str:
 
 def holds(folder: Path, files: Sequence[FileFacts]) -> bool:
     """Whether a folder has these files with that content."""
-    for file in files:
-        path = folder / file.path
-        if not path.is_file() or path.stat().st_size != file.bytes or _sha256(path) != file.sha256:
-            return False
-    return True
+    return all(_holds(folder, file) for file in files)
+
+
+def _holds(folder: Path, file: FileFacts) -> bool:
+    path = folder / file.path
+    return path.is_file() and path.stat().st_size == file.bytes and _sha256(path) == file.sha256
 
 
 def pieces(files: Sequence[FileFacts], size: int = PIECE_BYTES) -> list[tuple[FileFacts, int, int]]:
@@ -100,12 +101,11 @@ def put_in_place(scratch: Path, target: Path, files: Sequence[FileFacts]) -> Non
     """
     try:
         for file in files:
-            path = scratch / file.path
-            if not path.is_file() or path.stat().st_size != file.bytes or _sha256(path) != file.sha256:
+            if not _holds(scratch, file):
                 raise InfraError(
                     f"{file.path} came otherwise than it was sent", where=str(target), remedy="look at both disks"
                 )
-            _sync(path)
+            sync(scratch / file.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             scratch.rename(target)
@@ -130,14 +130,6 @@ def merge_into(scratch: Path, target: Path, files: Sequence[FileFacts]) -> None:
             (scratch / file.path).replace(target / file.path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)

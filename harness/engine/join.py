@@ -17,7 +17,7 @@ from harness.conduct.real import check_real
 from harness.engine.connection import engine_address, need_distributed, security, tls_folder
 from harness.engine.facts import MEMORY, PHONE, own_identity
 from harness.engine.host import Here, be, state_of_phones
-from harness.errors import ConfigError, FailureClass, InfraError
+from harness.errors import ConfigError, InfraError
 from harness.farm.identity import AttachedPhone, survey
 from harness.inventory import Inventory, load_inventory
 from harness.paths import cache_root
@@ -89,19 +89,10 @@ def join(joining: Joining) -> int:
 
 def _find_phones(here: Here, inventory: Inventory, rack: RackUse | None) -> None:
     found = survey(inventory, rack.state if rack else None)
-    for _, error in found.refused:
-        if error.failure_class is FailureClass.CONFIG:
-            raise error
+    found.check(str(inventory.path))
     here.refused = {phone.name: error.what for phone, error in found.refused}
     for one in found.attached:
         here.phones[one.phone.name] = _as_reported(one)
-    if not here.phones:
-        raise InfraError(
-            "no phone of the rack answers",
-            where=str(inventory.path),
-            remedy="see `htpfarm devices`",
-            evidence="\n".join(f"{name}: {why}" for name, why in here.refused.items()),
-        )
 
 
 def _as_reported(one: AttachedPhone) -> AttachedPhone:

@@ -136,8 +136,9 @@ class HealthBook:
         state = self.state(serial)
         self._append(serial, "attempt", state, str(failure or ""))
         if failure in BLAMED:
-            others = [self.events(other) for other in self.serials() if other != serial and self.state(other).usable]
-            if cause := keeps_failing(self.events(serial), [event for events in others for event in events]):
+            logs = [self.events(other) for other in self.serials() if other != serial]
+            beside = [event for events in logs if events and events[-1].state.usable for event in events]
+            if cause := keeps_failing(self.events(serial), beside):
                 self.set_state(serial, HealthState.BAD, cause)
             else:
                 self.set_state(serial, HealthState.UNKNOWN, f"an attempt failed: {failure}")

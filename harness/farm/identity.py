@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.errors import ConfigError, HarnessError, InfraError
+from harness.errors import ConfigError, FailureClass, HarnessError, InfraError
 from harness.farm.connect import AdbServer, PhoneLink
 from harness.farm.shell import AdbFailure
 from harness.inventory import Inventory, Phone
@@ -82,6 +82,24 @@ class Survey:
 
     attached: tuple[AttachedPhone, ...]
     refused: tuple[tuple[Phone, HarnessError], ...]
+
+    def check(self, where: str) -> None:
+        """Refuses a rack that cannot be used; `where` names it.
+
+        Raises:
+            ConfigError: a phone is not what the file says.
+            InfraError: no phone answers.
+        """
+        for _, error in self.refused:
+            if error.failure_class is FailureClass.CONFIG:
+                raise error
+        if not self.attached:
+            raise InfraError(
+                "no phone of the rack answers",
+                where=where,
+                remedy="see `htpfarm devices`",
+                evidence="\n".join(f"{phone.name}: {error.what}" for phone, error in self.refused),
+            )
 
 
 def parse_getprop(text: str) -> dict[str, str]:

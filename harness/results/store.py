@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from harness.errors import ConfigError
+from harness.files import sync
 from harness.results.records import (
     ArtifactRecord,
     CheckRecord,
@@ -93,7 +94,7 @@ class RecordWriter:
         finally:
             os.close(fd)
         if is_new:
-            _sync_folder(self.folder)
+            sync(self.folder)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -127,14 +128,6 @@ def _is_object(text: bytes) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @dataclass(frozen=True)
