@@ -21,6 +21,9 @@ class FailureClass(StrEnum):
     CRASH = "CRASH"
     UNSUPPORTED = "UNSUPPORTED"
     CONFIG = "CONFIG"
+    NOT_JUDGED = "NOT_JUDGED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    INVALID = "INVALID"
 
 
 class HarnessError(Exception):
@@ -102,6 +105,24 @@ class CrashError(HarnessError):
     """The phone's boot id changed during a run."""
 
     failure_class = FailureClass.CRASH
+
+
+class NotJudgedError(HarnessError):
+    """Nothing to judge the phone by: its artifact has no witness, or one that lacks what is asked for."""
+
+    failure_class = FailureClass.NOT_JUDGED
+
+
+class InconclusiveError(HarnessError):
+    """A figure stayed beyond its bound by less than chance allows, up to the most tokens that may be scored."""
+
+    failure_class = FailureClass.INCONCLUSIVE
+
+
+class InvalidError(HarnessError):
+    """A measurement contradicts another one of the same thing: the runner's clock and the host's disagree."""
+
+    failure_class = FailureClass.INVALID
 
 
 def error_from_data(data: Mapping[str, str]) -> HarnessError:

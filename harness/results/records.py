@@ -175,6 +175,8 @@ class SampleRecord(Record):
         decode_steps: executions of the decode graph; fewer than `generated_tokens` in lookahead.
         accepted_tokens: tokens that came from verified n-grams, in lookahead; None in other modes.
         pair: number of the ABBA pair in a run of A against B; None of other samples.
+        host_ms: the process's life on the harness's clock, from the command being sent to its exit status; None in
+            records from before it was kept.
     """
 
     kind: ClassVar[str] = "sample"
@@ -199,6 +201,7 @@ class SampleRecord(Record):
     decode_steps: int | None = None
     accepted_tokens: int | None = None
     pair: int | None = None
+    host_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -315,6 +318,9 @@ class CheckRecord(Record):
         value: what was found; None when it is no number.
         bound: what it was compared with; None when it is no number.
         text: the check in words, with its numbers.
+        verdict: PASSED or FAILED; or why neither can be said: INCONCLUSIVE, INVALID or NOT_JUDGED, which are classes
+            of failure. Empty in records from before there were more than two.
+        rules: version of the bounds that it was judged by (`harness.evaluate.rules`); 0 from before they had one.
     """
 
     kind: ClassVar[str] = "check"
@@ -324,6 +330,8 @@ class CheckRecord(Record):
     value: float | None = None
     bound: float | None = None
     text: str = ""
+    verdict: str = ""
+    rules: int = 0
 
 
 @dataclass(frozen=True)
