@@ -147,7 +147,8 @@ class PhoneScreen:
         while not self._stop.wait(REFRESH_S):
             if self._tail.read(self._board):
                 with self._lock:
-                    self._draw()
+                    if not self._stop.is_set():  # or it would come back after it was cleared
+                        self._draw()
 
     def _draw(self) -> None:
         try:
