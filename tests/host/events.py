@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-HANG_S = 300.0
+HANG_S = 600.0
 """Ends a test that waits for what never comes. No test is right or wrong by it."""
 NEVER_S = 100_000.0
 """How long a thing lasts that the test itself ends, or that must not end while the test looks."""

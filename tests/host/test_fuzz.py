@@ -14,6 +14,7 @@ import struct
 from pathlib import Path
 
 import yaml
+from events import HANG_S
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ from harness.rack.services import open_service
 
 CASES = int(os.environ.get("HTPFARM_FUZZ", "100"))
 fuzz = settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
-LIMIT_S = 300.0
+LIMIT_S = HANG_S
 """A connection that outlives what was sent on it by this much hangs, which is as bad as crashing."""
 
 words = st.integers(0, 2**32 - 1)

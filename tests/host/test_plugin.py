@@ -199,7 +199,7 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
     rack.write_text(RACK)
     arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(given), "--reports", str(reports), "-n", "1"]
     try:
-        first = device(*arguments, cache=cache)
+        first = device(*arguments, "--eval-tokens", "4096", cache=cache)  # far from its end when it is killed
         until(lambda: moment in live(reports))
         workers = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGKILL)
@@ -211,7 +211,7 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
         assert [entry.cell for entry in killed.plan] == ["tiny_llama-hybrid-SM8650"]
         assert not killed.outcomes
 
-        status, output = finished(device(*arguments, cache=cache))
+        status, output = finished(device(*arguments, "--eval-tokens", "32", cache=cache))
         assert status == 0, output
         (again,) = [load_run(f) for f in reports.glob("2*") if f != folder]
         assert [o.status for o in again.outcomes.values()] == [Status.PASSED]

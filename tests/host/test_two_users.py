@@ -206,7 +206,8 @@ def test_two_pytest_runs_of_two_users_on_one_virtual_rack(place: Path, tiny_arti
         for user in (ANN, BOB):
             argv = [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", "--rack", str(yaml)]
             home = users.make_home(user, place)
-            argv += ["--modes", "kv", "--pte", str(place / "pte"), "--reports", str(home / "reports")]
+            argv += ["--modes", "kv", "--eval-tokens", "32", "--pte", str(place / "pte")]
+            argv += ["--reports", str(home / "reports")]
             more = {SHARED_VARIABLE: str(shared), RACK_VARIABLE: str(rack)}
             runs[user] = users.started(user, argv, home, place / f"{user.name}.log", **more)
         deadline = time.monotonic() + 3 * HANG_S
