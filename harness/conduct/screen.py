@@ -120,7 +120,7 @@ class PhoneScreen:
     def stop(self) -> None:
         """Clears the foot; the terminal is pytest's alone again."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
         with self._lock:
             self._writer.write = self._write
             self._put(_CLEAR_BELOW)
