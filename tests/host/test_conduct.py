@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.build.cache import Artifact
 from harness.conduct.builds import build_file, wait_for_artifact
@@ -149,14 +149,14 @@ def artifact(folder: Path) -> Artifact:
 def test_a_cell_waits_for_its_build(tmp_path: Path) -> None:
     path = build_file(tmp_path, "k")
 
-    def finish() -> None:
-        path.parent.mkdir()
-        path.write_text("null")
-
-    threading.Timer(0.5, finish).start()
-    start = time.monotonic()
-    wait_for_artifact(tmp_path, artifact(tmp_path), timeout_s=20)
-    assert time.monotonic() - start >= 0.4
+    waiter = threading.Thread(target=wait_for_artifact, args=(tmp_path, artifact(tmp_path), HANG_S))
+    waiter.start()
+    waiter.join(0.3)
+    assert waiter.is_alive()
+    path.parent.mkdir()
+    path.write_text("null")
+    waiter.join(HANG_S)
+    assert not waiter.is_alive()
 
 
 def test_a_cell_gets_its_builds_error(tmp_path: Path) -> None:

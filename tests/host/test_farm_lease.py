@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.errors import InfraError
 from harness.farm.lease import Owner, acquire, acquire_any, holders
@@ -20,13 +21,13 @@ import os, subprocess, sys, time
 from pathlib import Path
 from harness.farm.lease import Owner, acquire
 lease = acquire("phone/1", Owner.this_process("run-a"), lease_dir=Path(sys.argv[1]))
-program = subprocess.Popen(["sleep", "60"], close_fds=False)
+program = subprocess.Popen(["sleep", "3600"], close_fds=False)
 child = os.fork()
 if child == 0:
-    time.sleep(60)
+    time.sleep(3600)
     os._exit(0)
 print(program.pid, child, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -62,7 +63,7 @@ def test_a_waiter_hears_who_holds_the_phone_and_gets_it(tmp_path: Path) -> None:
         heard.extend(str(holder.owner) for holder in found)
         threading.Timer(0.1, lease.release).start()
 
-    with acquire("R3", me("second"), wait_s=30, lease_dir=tmp_path, progress=progress) as got:
+    with acquire("R3", me("second"), wait_s=HANG_S, lease_dir=tmp_path, progress=progress) as got:
         assert got.owner.run_id == "second"
     assert "first" in heard[0]
 
@@ -87,10 +88,10 @@ def test_kill_9_frees_the_phone_though_children_live(tmp_path: Path) -> None:
             assert f"process {process.pid}" in caught.value.evidence
             assert [h.serial for h in holders(tmp_path)] == ["phone/1"]
             process.send_signal(signal.SIGKILL)
-            process.wait(timeout=10)
+            process.wait(timeout=HANG_S)
             assert holders(tmp_path) == ()
             # A child that has not run since its fork has not yet dropped its copy of the lock.
-            with acquire("phone/1", me(), wait_s=10, lease_dir=tmp_path):
+            with acquire("phone/1", me(), wait_s=HANG_S, lease_dir=tmp_path):
                 for pid in children:
                     os.kill(pid, 0)  # they do live: the lease is not free because they ended
         finally:

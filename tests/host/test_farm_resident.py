@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from events import HANG_S, NEVER_S, until
 from farm_rack import link_to, processes
 from runtime_fixtures import ToyHtp, toy_info
 from toy_runner import AR, CONTEXT
@@ -43,7 +45,7 @@ from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
 from harness.toolchain.environment import find_toolchain
 
-LIMIT_S = 300.0
+LIMIT_S = HANG_S
 TOY = Path(__file__).with_name("toy_runner.py")
 
 
@@ -61,16 +63,26 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RackState]:
 def link(rack: RackState) -> Iterator[PhoneLink]:
     """The phone; a test that leaves a process or a folder on it fails."""
     phone = link_to(rack, "s24")
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     yield phone
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     left = processes(phone, "x_serve"), phone.must(f"ls {RUN} 2>/dev/null | wc -l").stdout.strip()
     sweep(phone)
     assert left == ([], "0")
 
 
-def later(seconds: float, action: Callable[[], object]) -> None:
-    threading.Timer(seconds, action).start()
+@contextmanager
+def once(ready: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
+    """Acts beside the block, as soon as it is so."""
+
+    def act() -> None:
+        until(ready)
+        action()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield
+    thread.join()
 
 
 # ---- adb's shell with stdin ---------------------------------------------------------------------------------------
@@ -94,15 +106,17 @@ def test_a_stream_ends_with_its_command_its_time_or_its_phone(link: PhoneLink, r
         stream.send(b"x" * 1_000_000, deadline)  # nobody reads that any more
         assert (bytes(stream.stdout), stream.exit_status) == (b"word\n", 0)
     with link.open_shell("head -c 5000 /dev/zero; cat", limit=1000) as stream:
+        while len(stream.stdout) < 1000:
+            stream.read(deadline)
         with pytest.raises(AdbTimeout):
             stream.wait(time.monotonic() + 0.5)
         assert len(stream.stdout) == 1000
-    with link.open_shell("exec sleep 100") as stream:
-        later(0.3, lambda: tell(Path(rack.phones[0].root), "drop"))
-        with pytest.raises(AdbLost):
+    with link.open_shell("exec sleep 3600") as stream:
+        drop = once(lambda: processes(link, "sleep 3600"), lambda: tell(Path(rack.phones[0].root), "drop"))
+        with drop, pytest.raises(AdbLost):
             stream.send(b"x" * 100_000_000, deadline)
-    link.wait_ready(30)
-    for line in processes(link, "sleep 100"):
+    link.wait_ready(HANG_S)
+    for line in processes(link, "sleep 3600"):
         link.must(["kill", line.split()[1]])
 
 
@@ -121,7 +135,7 @@ def toy(
     spec = resident_spec(
         payload, run_id="toy", number=number, decoder_version="llama2", eval_mode=1, timeout_s=timeout_s
     )
-    return Resident(link, deployed, spec, return_s=60)
+    return Resident(link, deployed, spec, return_s=HANG_S)
 
 
 WINDOWS = [Window((1, 2, 3, 4, 5), (2, 3, 4, 5, 6)), Window((7,), (8,)), Window((3,) * CONTEXT, (4,) * CONTEXT)]
@@ -238,6 +252,14 @@ READY = (
 )
 
 
+NO_ANSWER = "had not answered"
+
+
+def limit_for(words: str) -> float:
+    """A short limit for what never answers, else one that only ends what hangs."""
+    return 2.0 if words == NO_ANSWER else LIMIT_S
+
+
 def frame(text: str) -> str:
     size = "".join(f"\\{byte:03o}" for byte in len(text).to_bytes(4, "big"))
     return f"printf {shlex.quote(size)}; printf %s {shlex.quote(text)}; "
@@ -255,13 +277,13 @@ def frame(text: str) -> str:
         (frame('{"op":"hello"}') + "exec sleep 99", FailureClass.PRODUCT, "first word"),
         (frame('{"op":"ready","protocol":2}') + "exec sleep 99", FailureClass.PRODUCT, "not ready with protocol 1"),
         (frame('{"op":"ready","protocol":1}') + "exec sleep 99", FailureClass.PRODUCT, "another form"),
-        ("sleep 98 & exec sleep 99", FailureClass.PRODUCT, "had not answered after"),
+        ("sleep 98 & exec sleep 99", FailureClass.PRODUCT, NO_ANSWER),
     ],
 )
 def test_what_is_no_runner(
     link: PhoneLink, tmp_path: Path, script: str, failure_class: FailureClass, words: str
 ) -> None:
-    with pytest.raises(HarnessError) as caught, toy(link, tmp_path, 5, script + "\n", timeout_s=2):
+    with pytest.raises(HarnessError) as caught, toy(link, tmp_path, 5, script + "\n", limit_for(words)):
         pytest.fail("it is not ready")
     assert caught.value.failure_class is failure_class
     assert words in caught.value.what
@@ -275,14 +297,14 @@ def test_what_is_no_runner(
     [
         ("head -c 5 >/dev/null; " + frame('{"id":7,"ok":true}') + "exec sleep 99", "answered request 7 instead of 1"),
         ("head -c 5 >/dev/null; echo late >&2; exit 9", "status 9"),
-        ("exec sleep 99", "had not answered"),
+        ("exec sleep 99", NO_ANSWER),
     ],
 )
 def test_a_runner_that_goes_astray(link: PhoneLink, tmp_path: Path, after: str, words: str) -> None:
     with toy(link, tmp_path, 6, frame(READY) + after) as resident:
         for _ in range(2):
             with pytest.raises(ProductError, match=words) as caught:
-                resident.request("score", timeout_s=2)
+                resident.request("score", timeout_s=limit_for(words))
             assert not resident.alive
     if "late" in after:
         assert "late" in caught.value.evidence
@@ -300,10 +322,7 @@ def test_the_end_of_the_connection_ends_the_runner(link: PhoneLink, tmp_path: Pa
     resident.__enter__()
     assert len(processes(link, "x_serve")) == 1
     resident._close()  # what the kernel does for a host that dies
-    deadline = time.monotonic() + 30
-    while processes(link, "x_serve"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not processes(link, "x_serve"))
     assert sweep(link).removed
 
 
@@ -311,7 +330,7 @@ def test_the_end_of_the_connection_ends_the_runner(link: PhoneLink, tmp_path: Pa
 
 
 def test_a_request_that_takes_too_long_ends_it(link: PhoneLink, tmp_path: Path) -> None:
-    with toy(link, tmp_path, 9, step_s=5) as resident:
+    with toy(link, tmp_path, 9, stuck_at=1) as resident:
         with pytest.raises(ProductError, match=r"had not answered after \S+ s and was ended"):
             resident.generate([1], max_new=9, timeout_s=0.5)
         assert processes(link, "x_serve") == []
@@ -336,24 +355,23 @@ def test_what_ends_it_amid_a_request(
         else:
             tell(Path(rack.phones[0].root), what)
 
-    with toy(link, tmp_path, 10, step_s=5) as resident:
-        later(0.3, act)
-        with pytest.raises(kind, match=words) as caught:
+    stuck = f"{RUN}/toy-10/stuck"
+    with toy(link, tmp_path, 10, stuck_at=1) as resident:
+        amid = once(lambda: link.shell(["ls", stuck]).exit_status == 0, act)
+        with amid, pytest.raises(kind, match=words) as caught:
             resident.generate([1], max_new=9, timeout_s=LIMIT_S)
     assert classify_exception(caught.value).failure_class is kind.failure_class
 
 
 def test_a_phone_that_does_not_come_back_is_infrastructure(link: PhoneLink, rack: RackState, tmp_path: Path) -> None:
-    resident = toy(link, tmp_path, 11, step_s=0.5)
+    resident = toy(link, tmp_path, 11, stuck_at=1)
     resident._return_s = 0.5
     with resident:
-        tell(Path(rack.phones[0].root), "away 4")
+        tell(Path(rack.phones[0].root), f"away {NEVER_S}")
         with pytest.raises(InfraError):
             resident.generate([1], max_new=9, timeout_s=LIMIT_S)
-    link.wait_ready(30)
-    deadline = time.monotonic() + 30
-    while processes(link, "x_serve") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    tell(Path(rack.phones[0].root), "back")
+    link.wait_ready(HANG_S)
     sweep(link)  # the phone was not there to be cleaned
 
 
@@ -457,11 +475,12 @@ def test_the_simulator_is_ended_with_it(
 ) -> None:
     payload, deployed = real
     limit = 1.0 if what == "time" else LIMIT_S
-    windows = [{"input": [1] * 120, "target": [1] * 120}]
+    windows = [{"input": [1] * 120, "target": [1] * 120}] * 50  # minutes, if nothing ends it
     with Resident(link, deployed, real_spec(payload, 3)) as resident:
-        if what == "kill":
-            later(1, lambda: link.must(f"kill -9 $(cut -d' ' -f1 {RUN}/real-3/pid)"))
-        elif what == "reboot":
-            later(1, lambda: tell(Path(rack.phones[0].root), "reboot"))
-        with pytest.raises(kind, match=words):
+        acts = {
+            "kill": lambda: link.must(f"kill -9 $(cut -d' ' -f1 {RUN}/real-3/pid)"),
+            "reboot": lambda: tell(Path(rack.phones[0].root), "reboot"),
+            "time": lambda: None,
+        }
+        with once(lambda: True, acts[what]), pytest.raises(kind, match=words):
             resident.request("score", graph="kv", windows=windows, timeout_s=limit)

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S, until
 from sample_run import BROKEN, GOOD, LOST, UNRUN, planned, sample, write_run
 
 from harness.build.cache import Artifact
@@ -97,24 +97,25 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
     arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(pte), "--eval-tokens", "32"]
     try:
         killed = _start(*arguments, "--reports", str(reports), cache=cache)
-        deadline = time.monotonic() + 400
-        while f"{second_cell}: prompt 1/" not in "".join(p.read_text() for p in reports.glob("*/live.log")):
-            assert time.monotonic() < deadline
+
+        def said_so() -> bool:
             assert killed.poll() is None, killed.stdout.read() if killed.stdout else ""
-            time.sleep(0.1)
+            return f"{second_cell}: prompt 1/" in "".join(p.read_text() for p in reports.glob("*/live.log"))
+
+        until(said_so)
         killed.send_signal(signal.SIGKILL)
-        killed.wait(timeout=30)
+        killed.wait(timeout=HANG_S)
         (folder,) = reports.iterdir()
         before, records = load_run(folder), (folder / "records.jsonl").read_bytes()
         assert set(before.outcomes) == {first_cell}
 
         refused = _start("--resume", str(folder), "--any-phone", cache=cache)
-        said, _ = refused.communicate(timeout=300)
+        said, _ = refused.communicate(timeout=HANG_S)
         assert refused.returncode == 2, said
         assert "this is not the run's plan" in said
 
         again = _start("--resume", str(folder), "-n", "1", cache=cache)
-        said, _ = again.communicate(timeout=400)
+        said, _ = again.communicate(timeout=HANG_S)
         assert again.returncode == 0, said
         assert [path for path in reports.iterdir() if path.is_dir()] == [folder]
         assert (folder / "records.jsonl").read_bytes().startswith(records)
@@ -128,7 +129,7 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
         assert (len(after.resumed), after.plan) == (1, before.plan)
 
         nothing = _start("--resume", str(folder), cache=cache)
-        said, _ = nothing.communicate(timeout=300)
+        said, _ = nothing.communicate(timeout=HANG_S)
         assert nothing.returncode == 0, said
         assert load_run(folder).samples == after.samples
     finally:
@@ -136,6 +137,6 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
             [sys.executable, "-m", "harness.cli", "rack", "down"],
             cwd=REPOSITORY,
             env={**os.environ, "HTPFARM_CACHE": str(cache)},
-            timeout=60,
+            timeout=HANG_S,
             check=True,
         )
