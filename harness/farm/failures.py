@@ -14,7 +14,10 @@ from harness.errors import (
     EnvError,
     FailureClass,
     HarnessError,
+    InconclusiveError,
     InfraError,
+    InvalidError,
+    NotJudgedError,
     ProductError,
     UnsupportedError,
 )
@@ -92,7 +95,8 @@ def explain(reason: str, said: str, evidence: str) -> Failure:
 
 def error_of(failure: Failure, where: str) -> HarnessError:
     """The failure as an exception of its class, for callers that have no result to return."""
-    kinds = (BuildError, ConfigError, CrashError, EnvError, InfraError, ProductError, UnsupportedError)
+    kinds: tuple[type[HarnessError], ...] = (BuildError, ConfigError, CrashError, EnvError, InfraError, ProductError)
+    kinds += (UnsupportedError, NotJudgedError, InconclusiveError, InvalidError)
     kind = next((kind for kind in kinds if kind.failure_class is failure.failure_class), ProductError)
     return kind(failure.reason, where=where, remedy=failure.remedy, evidence=failure.evidence)
 

@@ -13,7 +13,7 @@ from farm_rack import OBSERVER
 
 from harness.errors import ConfigError, EnvError, FailureClass
 from harness.farm.connect import command_line
-from harness.farm.failures import classify, classify_exception
+from harness.farm.failures import Failure, classify, classify_exception, error_of
 from harness.farm.identity import parse_getprop
 from harness.farm.observer import parse_observers
 from harness.farm.payload import android_payload, sim_payload
@@ -95,6 +95,14 @@ def test_classes(change: dict, failure_class: FailureClass) -> None:
     assert found
     assert found.failure_class is failure_class
     assert found.reason
+
+
+@pytest.mark.parametrize("failure_class", FailureClass)
+def test_a_failure_as_an_exception_is_of_its_class_and_says_the_same(failure_class: FailureClass) -> None:
+    error = error_of(Failure(failure_class, "why", "do this", "shown", "name"), "s24: runner")
+    # No exception is of class PERF: what is too slow is a result of its own.
+    assert error.failure_class is (FailureClass.PRODUCT if failure_class is FailureClass.PERF else failure_class)
+    assert (error.what, error.where, error.remedy, error.evidence) == ("why", "s24: runner", "do this", "shown")
 
 
 def test_a_known_message_in_a_good_session_means_nothing() -> None:
