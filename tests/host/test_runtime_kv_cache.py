@@ -102,11 +102,11 @@ def test_a_cache_can_be_filled_to_its_last_column_and_not_beyond() -> None:
     for first in (0, 4, 8):
         made.commit(*outputs(first), slice(0, 4))
     assert_holds(made, list(range(12)))
-    with pytest.raises(ValueError, match="^1 tokens after 12 do not fit a cache of 12$"):
+    with pytest.raises(ValueError, match=r"^1 tokens after 12 do not fit a cache of 12$"):
         made.commit(*outputs(12), [0])
     assert_holds(made, list(range(12)))
     made.rewind(10)
-    with pytest.raises(ValueError, match="^3 tokens after 10 do not fit a cache of 12$"):
+    with pytest.raises(ValueError, match=r"^3 tokens after 10 do not fit a cache of 12$"):
         made.commit(*outputs(20), [0, 1, 2])
     made.commit(*outputs(20), [0, 1])
     assert_holds(made, [*range(10), 20, 21])
