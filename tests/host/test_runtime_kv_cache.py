@@ -213,6 +213,15 @@ def test_outputs_of_too_few_layers_are_refused() -> None:
         made.commit(k[:1], v[:1], [0])
 
 
+@pytest.mark.parametrize("side", ["k_in", "v_in"])
+def test_a_graph_with_more_caches_than_layers_is_refused(side: str) -> None:
+    info = toy_info(CONTEXT, AR)
+    graph = info.graphs["kv_forward"]
+    wide = replace(graph, **{side: getattr(graph, side) * 2})
+    with pytest.raises(ValueError):
+        KvCache(replace(info, graphs=info.graphs | {"kv_forward": wide}), wide)
+
+
 def test_a_program_of_one_graph_has_a_buffer_of_its_own_size() -> None:
     info: ProgramInfo = toy_info(CONTEXT, AR, prefill=False)
     made = KvCache(info, info.graphs["kv_forward"])

@@ -80,6 +80,13 @@ def test_an_update_opens_the_new_columns_and_no_others() -> None:
     assert columns(mask) == [[0, 1, 2, 3, 4, 7], [0, 1, 2, 3, 4, 7, 8]]
 
 
+def test_an_update_leaves_closed_what_was_closed_before_it() -> None:
+    # The second row is a padded one: the two tokens that came before stay out of its sight.
+    mask = init_mask(2, 9, 2, "uint8", [-1])
+    update_mask(mask, 2, 1)
+    assert columns(mask) == [[0, 1, 2, 7], [2, 8]]
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32"])
 def test_an_update_moves_the_window_on(dtype: str) -> None:
     mask = init_mask(2, 10, 3, dtype, window=4)
@@ -93,6 +100,15 @@ def test_an_update_to_a_full_cache_leaves_the_steps_own_columns() -> None:
     mask = init_mask(3, 8, 4, "uint16", window=1)
     update_mask(mask, 4, 1, window=1)
     assert columns(mask) == [[5], [6], [7]]
+
+
+def test_a_window_never_takes_a_row_from_itself() -> None:
+    # Rows two and three places after the cache's end, which a window of two leaves: all of the cache is out of sight.
+    far = {"window": 2, "offsets": [2, 3]}
+    assert columns(init_mask(2, 6, 4, "uint16", **far)) == [[4], [4, 5]]
+    mask = init_mask(2, 6, 3, "uint16", **far)
+    update_mask(mask, 3, 1, **far)
+    assert columns(mask) == [[4], [4, 5]]
 
 
 def test_an_update_takes_each_rows_offset() -> None:
