@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from harness.build.witness import Witness
 from harness.conduct.attempt import Attempt
+from harness.conduct.speed_witness import Witnessed
 from harness.evaluate.deviations import Deviations
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import grey, perplexity_checks, qdq_check, row_checks
@@ -36,12 +37,15 @@ START_LIMIT_S = 300.0
 
 def measure_accuracy(
     attempt: Attempt, deployed: DeployReport, replies: Sequence[Deviations]
-) -> tuple[CheckRecord, ...]:
+) -> tuple[list[CheckRecord], Witnessed]:
     """Scores the held-out text through every graph and over every seam, times prompts of all lengths, runs the tasks.
 
     Args:
         attempt, deployed: what is run, and what is on the phone.
         replies: deviations of the rows that the cell's replies were chosen from: they are the decode graph's, too.
+
+    Returns:
+        The checks; what the runner said of the times that its turns took, and what this host saw.
 
     Raises:
         HarnessError: the phone, the connection or the runner failed, or there is no witness.
@@ -64,10 +68,10 @@ def measure_accuracy(
                 _tasks(attempt, resident)
     finally:
         resident.write_stderr(attempt.folder("accuracy") / "stderr.txt")
-    return checks
+    return checks, Witnessed(resident.claims)
 
 
-def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations]) -> tuple[CheckRecord, ...]:
+def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations]) -> list[CheckRecord]:
     """The first round scores what the model's file or the run asks for; while a figure is grey, another follows."""
     model, bench, graphs = attempt.cell.model, attempt.bench, GRAPHS[attempt.cell.mode]
     text = _text(attempt, bench.evaluation.tokens or model.eval.tokens)
@@ -97,7 +101,7 @@ def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations])
                 stages = _stages(attempt, resident.ready, graph, windows, number * used[graph], text)
                 _walk(attempt, resident, scored, stages)
         checks = judge_scores(attempt, scored, replies)
-    return (*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds))
+    return [*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds)]
 
 
 def judge_scores(attempt: Attempt, scored: Scored, replies: Sequence[Deviations]) -> list[CheckRecord]:

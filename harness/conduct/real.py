@@ -15,6 +15,7 @@ from harness.conduct.accuracy import further, judge_scores
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
 from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
+from harness.conduct.speed_witness import speed_check
 from harness.errors import ConfigError, NotJudgedError
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
@@ -103,7 +104,10 @@ def run_on_real(attempt: Attempt) -> Failure | None:
             if isinstance(one, Failure):
                 return one
             taken.append(one[1])
-        checks = [delegation_check(cell.id, info.operators)]
+        checks = [
+            delegation_check(cell.id, info.operators),
+            speed_check(cell.id, [one.witnessed for one in taken], logs=False),
+        ]
         try:
             checks += _judge(attempt, payload, deployed, info, taken)
         except NotJudgedError as error:

@@ -9,6 +9,7 @@ from harness.conduct.accuracy import measure_accuracy
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.real import run_on_real
 from harness.conduct.replies import Answered, run_prompts
+from harness.conduct.speed_witness import speed_check
 from harness.errors import NotJudgedError
 from harness.evaluate.deviations import Deviations
 from harness.evaluate.judge import delegation_check
@@ -41,7 +42,9 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     try:
         found, rows = judge_replies(attempt, answered)
         checks += found
-        checks += measure_accuracy(attempt, deployed, rows)
+        scores, turns = measure_accuracy(attempt, deployed, rows)
+        checks += scores
+        checks.append(speed_check(cell.id, [*(one.witnessed for one in answered), turns]))
     except NotJudgedError as error:
         checks.append(not_judged_check(cell.id, error))
     for check in checks:
