@@ -3,8 +3,8 @@
 What that does to the logits is the noise of rounding in this very model, through all its layers. An HTP computes with
 integers what QDQ computes with rounded floats, so it can be expected to be off by less, and anything wrong by more.
 
-- To 8 bits (a KV cache, as a rule) a value x = (n + f)·scale, 0 ≤ f < 1, becomes n + 1 with probability f, else n: on the
-  HTP such values were never seen more than one step off.
+- To 8 bits (a KV cache, as a rule) a value x = (n + f)·scale, 0 ≤ f < 1, becomes n + 1 with probability f, else n: on
+  the HTP such values were never seen more than one step off.
 - To 16 bits it is moved by up to STEPS_16 / 2 steps, evenly distributed, before it is rounded. The HTP's operators are
   not exact to the last of 65,536 steps (norms, softmax, activation functions by tables). Measured on twins whose values
   are all of 16 bits (sim, SM8650, kv): with one step as for 8 bits the phone's deviation was 1.24 times the spread on
