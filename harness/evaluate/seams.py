@@ -78,6 +78,18 @@ def decode_stages(
     return stages
 
 
+def continuation_legs(text: Window, start: int, *, prefill: bool) -> list[Leg]:
+    """The decode graph over QDQ's own continuation of a prompt, from input `start` on; the last leg has the rows.
+
+    Args:
+        text: prompt and continuation.
+        start: at least 1: what stands before goes through the graph that takes prompts.
+        prefill: whether that is the prefill graph.
+    """
+    before = Leg(0, "prefill" if prefill else "kv", text.inputs[:start])
+    return [before, Leg(start, "kv", text.inputs[start:], text.targets[start:])]
+
+
 def handover_depths(context: int, prefill_ar: int, decode_ar: int) -> tuple[int, ...]:
     """Prompt lengths after which decode takes over: around a block's end, deeper, and near the context's end."""
     deepest = context - decode_ar
