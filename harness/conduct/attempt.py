@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -161,6 +161,11 @@ class Attempt:
         counts = (done.pushed, done.reused, done.bytes, round(done.seconds, 3))
         self.bench.record(DeployRecord(self.cell.id, self.phone.phone.name, *counts))
         return done
+
+    def record_checks(self, checks: Sequence[CheckRecord]) -> None:
+        """Appends what was judged, as this attempt's."""
+        for check in checks:
+            self.bench.record(replace(check, attempt=self.number))
 
     def folder(self, session: int | str) -> Path:
         """Where a session's evidence is kept."""

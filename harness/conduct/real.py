@@ -108,8 +108,7 @@ def run_on_real(attempt: Attempt) -> Failure | None:
             checks += _judge(attempt, payload, deployed, info, taken)
         except NotJudgedError as error:
             checks.append(not_judged_check(cell.id, error))
-    for check in checks:
-        bench.record(check)
+    attempt.record_checks(checks)
     return verdict(checks)
 
 

@@ -44,8 +44,7 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         checks += measure_accuracy(attempt, deployed, rows)
     except NotJudgedError as error:
         checks.append(not_judged_check(cell.id, error))
-    for check in checks:
-        bench.record(check)
+    attempt.record_checks(checks)
     return verdict(checks)
 
 
