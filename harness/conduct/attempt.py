@@ -189,7 +189,7 @@ _CLASSES = (
 )
 _REMEDIES = {
     FailureClass.INVALID: "run the cell again on a quiet computer; if it stays, the runner's clock is wrong",
-    FailureClass.NOT_JUDGED: "compile again: the artifact's witness lacks what the check is held against",
+    FailureClass.NOT_JUDGED: "remove the reference's folder and compile again: its witness lacks what a check needs",
     FailureClass.INCONCLUSIVE: "give the model's file a longer eval text (eval: tokens, kv_tokens) and compile again",
 }
 

@@ -91,7 +91,7 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     Raises:
         HarnessError: the phone, the connection or the artifact failed.
     """
-    cell, bench, link = attempt.cell, attempt.bench, attempt.phone.link
+    cell, link = attempt.cell, attempt.phone.link
     payload = real_payload(attempt, cell.soc)
     info = read_info(attempt.artifact.pte)
     deployed = attempt.deploy(payload)

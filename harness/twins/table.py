@@ -37,7 +37,7 @@ of {rows} rows have not run.
 - **KV**: bits of the KV cache. **contexts**: context binaries a graph, of the shards asked for.
 - **delegated**: nodes on the HTP of those that the partitioner was asked about, over all artifacts.
 - **kv, hybrid, lookahead**: cells that passed of those that ran; a cell is one SoC. **noise**: RMS of the phone's
-  log-probabilities off QDQ's, given the same tokens, in units of what random rounding does to QDQ's; the most of a cell.
+  log-probabilities off QDQ's, given the same tokens, in units of what random rounding does to them; the most of a cell.
 - **ties**: greedy tokens that differ from QDQ's where it finds both nearly as likely, of all compared."""
 
 

@@ -22,7 +22,7 @@ def cell(name: str, status: Status, pte: Path | None = None, noise: float = 0.34
     artifact = ArtifactRecord(name, "k", str(pte), 1, False, 1.0) if pte else None
     checks = (
         CheckRecord(name, "phone_vs_qdq_noise", True, noise, 1.0, "…"),
-        CheckRecord(name, "text_as_qdq", True, 0.0, 0.0, "32 of 40 greedy tokens held against QDQ, 2 of them near ties"),
+        CheckRecord(name, "text_as_qdq", True, 0.0, 0.0, "32 of 40 greedy tokens held against QDQ, 2 of them near"),
     )
     return CellSummary(planned(name, 75), str(status), checks=checks, artifact=artifact, **more)  # type: ignore[arg-type]
 
