@@ -92,7 +92,7 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     Raises:
         HarnessError: the phone, the connection or the artifact failed.
     """
-    cell, bench, link = attempt.cell, attempt.bench, attempt.phone.link
+    cell, link = attempt.cell, attempt.phone.link
     payload = real_payload(attempt, cell.soc)
     info = read_info(attempt.artifact.pte)
     deployed = attempt.deploy(payload)
@@ -112,8 +112,7 @@ def run_on_real(attempt: Attempt) -> Failure | None:
             checks += _judge(attempt, payload, deployed, info, taken)
         except NotJudgedError as error:
             checks.append(not_judged_check(cell.id, error))
-    for check in checks:
-        bench.record(check)
+    attempt.record_checks(checks)
     return verdict(checks)
 
 

@@ -48,8 +48,7 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         checks.append(speed_check(cell.id, [*(one.witnessed for one in answered), turns]))
     except NotJudgedError as error:
         checks.append(not_judged_check(cell.id, error))
-    for check in checks:
-        bench.record(check)
+    attempt.record_checks(checks)
     return verdict(checks)
 
 

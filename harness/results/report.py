@@ -203,6 +203,7 @@ def _context(summary: RunSummary, past: Pasts) -> dict[str, Any]:
         "matrix": page.matrix(summary),
         "charts": page.charts(summary),
         "same_texts": page.same_texts,
+        "raw_text": page.raw_text,
         "marks": page.MARKS,
         "plots": ttft.plots(summary),
         "draw": ttft_plot.draw,

@@ -24,7 +24,7 @@ from sample_run import (
 )
 
 from harness.errors import ConfigError, FailureClass
-from harness.results import OutcomeRecord, RecordWriter, Status, load_run
+from harness.results import CheckRecord, OutcomeRecord, RecordWriter, Status, load_run
 from harness.results.report import (
     escape_markdown,
     fenced,
@@ -185,6 +185,48 @@ def test_model_text_shows_as_text(tmp_path: Path) -> None:
     shown = EVIL.replace("\x1b", "␛").replace("\u202e", "\ufffd")
     assert f"text{shown}" in page.pre
     assert any("<b>not bold</b>" in pre for pre in page.pre)
+
+
+def judged(name: str, attempt: int = 1, verdict: str = "PASSED") -> CheckRecord:
+    return CheckRecord(GOOD, name, verdict == "PASSED", verdict=verdict, rules=1, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "host_ms", "checks", "shown"),
+    [
+        (1, 9.0, [judged("text_written")], True),
+        (1, 9.0, [judged("text_written"), judged("text_as_qdq", verdict="FAILED")], True),
+        (1, 9.0, [judged("text_written", verdict="FAILED")], False),
+        (1, 9.0, [judged("text_written", verdict="NOT_JUDGED")], False),
+        (1, None, [judged("witness", verdict="NOT_JUDGED")], False),
+        (2, 9.0, [judged("text_written")], False),
+        (2, 9.0, [judged("text_written", verdict="FAILED"), judged("text_written", 2)], True),
+        (1, 9.0, [], False),
+        (1, None, [], True),
+        (1, None, [CheckRecord(GOOD, "text_as_qdq", True)], True),
+    ],
+    ids=[
+        "passed",
+        "written as judged, and another than QDQ's",
+        "other bytes",
+        "not judged",
+        "nothing to judge by",
+        "passed at an earlier attempt only",
+        "passed at the last attempt",
+        "not judged yet",
+        "before there was a check",
+        "before there was this check",
+    ],
+)
+def test_a_report_shows_only_text_that_passed_and_else_where_the_raw_file_is(
+    tmp_path: Path, attempt: int, host_ms: float | None, checks: list[CheckRecord], shown: bool
+) -> None:
+    one = sample(GOOD, 3, text="garbage of the runner", attempt=attempt, host_ms=host_ms)
+    html, markdown = write_reports(write_run(tmp_path, made=[run_info(), planned(GOOD, 75), one, *checks]))
+    for text in (html.read_text(), markdown.read_text()):
+        assert ("garbage of the runner" in text) is shown
+        assert ("has not passed" in text) is not shown
+        assert (f"cells/{GOOD}/{attempt}-3/outputs.txt" in text) is not shown
 
 
 def test_every_foreign_field_is_escaped(tmp_path: Path) -> None:
