@@ -209,7 +209,9 @@ def scored(**shifts: float) -> Scored:
     """Graphs whose log-likelihoods are QDQ's, less so many nats a token."""
     found = Scored(WITNESS)
     for graph, shift in shifts.items():
-        each = {number: [float(x) - shift for x in text.target_logprobs] for number, text in enumerate(WITNESS.held_out)}
+        each = {
+            number: [float(x) - shift for x in text.target_logprobs] for number, text in enumerate(WITNESS.held_out)
+        }
         found.each[graph] = each  # type: ignore[index]
     return found
 

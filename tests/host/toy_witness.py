@@ -24,7 +24,7 @@ Logits = Callable[[Sequence[int]], Floats]
 
 
 class ToyQdq:
-    """Logits [n,V] after each token: random, a function of all the text before.
+    """Logits [n,V] after each token: random, a function of all the text before; tokens 0 and 1 are never likely.
 
     Args:
         gaps: number of tokens so far → nats between the first and the second choice after them.
@@ -44,6 +44,7 @@ class ToyQdq:
 
     def _row(self, text: int, count: int) -> Floats:
         values = np.random.Generator(np.random.SFC64(text)).normal(0, 1, VOCAB)
+        values[:2] = -9
         second, first = np.argsort(values, kind="stable")[-2:]
         values[first] = values[second] + self.gaps.get(count, SURE)
         return values
