@@ -157,12 +157,13 @@ def gain(parts: Sequence[Deviations]) -> Figure:
 
 
 def worst_row(parts: Sequence[Deviations]) -> tuple[float, str]:
-    """The row that is furthest off, in units of its spread, and where it is."""
+    """The row that is furthest off, in units of its spread, and where it is; what is no number is infinitely far."""
     worst, where = 0.0, "no row"
     for part in parts:
-        if len(part) and float(part.units.max()) > worst:
-            row = int(part.units.argmax())
-            worst, where = float(part.units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
+        units = np.where(np.isnan(part.units), np.inf, part.units)
+        if len(part) and float(units.max()) > worst:
+            row = int(units.argmax())
+            worst, where = float(units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
     return worst, where
 
 
