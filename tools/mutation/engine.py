@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from mutation.imports import dependents, module_name
 from mutation.operators import Mutant
-from mutation.session import AT_IMPORT, Child, Found, answer, fork, next_done, run_tests, work_on
+from mutation.session import AT_IMPORT, Child, Found, answer, die_with_parent, fork, next_done, run_tests, work_on
 
 KILLED, TIMEOUT, SURVIVED, EQUIVALENT = "killed", "timeout", "survived", "equivalent"
 
@@ -134,8 +135,8 @@ def judge_module(
                 said(found[number])
                 continue
             order = sorted(able, key=lambda test: (-kills.get(test, 0), able[test], test))
-            child = _begin(root, mutant, order, [test for test in traced if set(sound[test].seconds) & able.keys()],
-                           sum(able.values()), limits)  # fmt: skip
+            files = list(dict.fromkeys(test.partition("::")[0] for test in order))
+            child = _begin(root, mutant, order, files, sum(able.values()), limits)
             running[child.pid] = number, child
         if not running:
             continue
@@ -185,6 +186,11 @@ def _import_beforehand(
         if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+    with contextlib.suppress(ImportError, AttributeError):
+        # Hypothesis reads the constants of all modules for its examples: once is enough.
+        importlib.import_module("hypothesis.internal.conjecture.providers")._get_local_constants()
+    gc.collect()
+    gc.freeze()  # what is here now need not be looked through in every fork
 
 
 def _is_installed(name: str, root: Path) -> bool:
@@ -227,6 +233,7 @@ def verdicts_of(
     if not pid:
         status = 1
         try:
+            die_with_parent()
             os.close(reading)
             with os.fdopen(writing, "wb") as pipe:
                 try:

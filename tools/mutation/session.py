@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -73,6 +74,7 @@ def fork(work: Callable[[], Found], seconds: float, cpu_seconds: float, verbose:
             for number in (0, 1, 2):
                 os.dup2(silent, number)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        die_with_parent()
         limit = int(cpu_seconds + time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         try:
@@ -83,6 +85,12 @@ def fork(work: Callable[[], Found], seconds: float, cpu_seconds: float, verbose:
             pickle.dump(found, pipe)
     finally:
         os._exit(0)
+
+
+def die_with_parent() -> None:
+    """A process that is killed takes its forks with it (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def next_done(children: Sequence[Child]) -> Child:
@@ -175,9 +183,16 @@ def run_tests(
             (place / "lines").mkdir()
             os.environ |= {"MUTATION_TRACE": str(place / "lines"), "MUTATION_FILES": json.dumps(list(traced))}
         steady_hypothesis()
-        arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", f"--basetemp={place / 't'}"]
-        arguments += ["--rootdir", str(root), *(["-x"] if stop_first else []), *files]
-        status = pytest.main(arguments, plugins=[watcher])
+        arguments = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--assert=plain"]
+        arguments += ["--rootdir", str(root), *(["-x"] if stop_first else [])]
+        status = 0
+        # One after the other: what the first file notices, the others need not be imported for.
+        for number, file in enumerate(files):
+            status = max(
+                status, pytest.main([*arguments, f"--basetemp={place / str(number)}", file], plugins=[watcher])
+            )
+            if status and stop_first:
+                break
         sys.settrace(None)
         lines = watcher.lines | {}
         for one in sorted((place / "lines").glob("*.json")) if traced else ():
