@@ -327,16 +327,11 @@ class Bounds(Section):
         phone_vs_qdq_ppl: how much higher the phone's perplexity may be than QDQ's, as a fraction of it.
         prefill_vs_kv_ppl: how much higher the prefill graph's than the kv graph's.
         qdq_vs_fp_ppl: how much higher QDQ's than the float model's.
-        phone_vs_qdq_rms: root mean square of the difference between the phone's and QDQ's log-likelihood of a token, in
-            nats.
-        phone_vs_qdq_sqnr: SQNR of the phone's logits against QDQ's, given the same tokens, in dB; at least.
     """
 
-    phone_vs_qdq_ppl: float = Field(default=0.02, gt=0)
+    phone_vs_qdq_ppl: float = Field(default=0.01, gt=0)
     prefill_vs_kv_ppl: float = Field(default=0.01, gt=0)
     qdq_vs_fp_ppl: float = Field(default=0.10, gt=0)
-    phone_vs_qdq_rms: float = Field(default=0.25, gt=0)
-    phone_vs_qdq_sqnr: float = Field(default=30.0, gt=0)
 
 
 class DecodeSpeed(Section):

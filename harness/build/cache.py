@@ -20,9 +20,12 @@ from pathlib import Path
 from harness.build.calibration import MODELS_OWN, CalibrationChoice, fingerprint
 from harness.build.checkpoint import checkpoint_files
 from harness.build.reference import FILE
+from harness.build.witness import FILE as WITNESS_FILE
+from harness.build.witness import lookahead_file
 from harness.model_file import Lengths, Mode
 from harness.models import ModelSpec
 from harness.paths import cache_root
+from harness.runtime.lookahead import Settings
 from harness.soc import Soc
 from harness.target import Target
 
@@ -31,6 +34,11 @@ _SOURCES = (
     *("calibration.py", "checkpoint.py", "config_check.py", "families.py", "hadamard.py", "lpbq.py", "materials.py"),
     *("pieces.py", "recipe.py", "reference.py", "score.py", "spinquant.py", "stored.py", "task_tokens.py"),
     *("upstream.py", "worker.py", "../recipes.py"),
+)
+# And those that change what is kept to judge it by.
+_WITNESS_SOURCES = (
+    *("dither.py", "testify.py", "witness.py"),
+    *("../runtime/context_graph.py", "../runtime/lookahead.py", "../text/fed.py", "../text/templates.py"),
 )
 
 
@@ -43,12 +51,14 @@ class Artifact:
         pte: the program.
         reference: folder with `reference.json` and the tokenizer.
         fingerprint: everything that could change it.
+        witness: files of the reference that say what QDQ says.
     """
 
     key: str
     pte: Path
     reference: Path
     fingerprint: dict[str, str]
+    witness: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -57,8 +67,8 @@ class Artifact:
 
     @property
     def ready(self) -> bool:
-        """Whether the artifact and its reference are in the cache."""
-        return self.pte.is_file() and (self.reference / FILE).is_file()
+        """Whether the artifact, its reference and its witness are in the cache."""
+        return all(path.is_file() for path in (self.pte, self.reference / FILE, *self.witness))
 
     def manifest(self) -> dict[str, object]:
         """What is known of how it was made; empty where there is no manifest."""
@@ -86,7 +96,7 @@ def locate(
     """
     shared = {
         **{f"toolchain.{key}": value for key, value in toolchain.items()},
-        "builder": _source_hash(),
+        "builder": _source_hash(_SOURCES),
         "model": spec.name,
         "decoder": spec.decoder,
         "params": json.dumps(spec.params.model_args(), sort_keys=True),
@@ -96,7 +106,11 @@ def locate(
         "calibration": fingerprint(spec, calibration),
         "max_seq_len": str(lengths.max_seq_len),
     }
-    scored = {"evaluation": f"{_file_hash(spec.eval.text)}:{spec.eval.tokens}"}
+    scored = {
+        "evaluation": f"{_file_hash(spec.eval.text)}:{spec.eval.tokens}",
+        "prompts": json.dumps([spec.system_prompt, spec.max_new_tokens, *spec.prompts]),
+        "witness": _source_hash(_WITNESS_SOURCES),
+    }
     own = {"mode": str(mode), "soc": soc.name, "target": str(target)}
     if mode is not Mode.KV:
         own["prefill_ar_len"] = str(lengths.prefill_ar_len)
@@ -105,11 +119,16 @@ def locate(
     everything = {**shared, **own}
     key = _hash(everything)
     root = cache_root()
+    reference = root / "references" / f"{spec.name}-{_hash({**shared, **scored})}"
+    witness = [reference / WITNESS_FILE]
+    if mode is Mode.LOOKAHEAD:
+        witness.append(lookahead_file(reference, Settings(lengths.ngram, lengths.window, lengths.gcap)))
     return Artifact(
         key,
         root / "artifacts" / f"{spec.name}-{mode}-{soc.name}-{target}-{key}" / "model.pte",
-        root / "references" / f"{spec.name}-{_hash({**shared, **scored})}",
+        reference,
         everything,
+        tuple(witness),
     )
 
 
@@ -139,9 +158,9 @@ def _hash(value: dict[str, str]) -> str:
 
 
 @cache
-def _source_hash() -> str:
+def _source_hash(names: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for name in _SOURCES:
+    for name in names:
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()
 

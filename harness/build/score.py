@@ -11,9 +11,13 @@ import torch
 from harness.build.calibration import MODELS_OWN, CalibrationChoice, calibration_sequences
 from harness.build.materials import tokenizer_file
 from harness.models import ModelSpec
+from harness.text.fed import fed_tokens
 from harness.text.heldout import HeldOut, held_out
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
+
+WITNESSED = 2
+"""So many times the held-out text that a cell scores at first: what is grey is decided by the rest."""
 
 Logits = Callable[[list[int]], torch.Tensor]
 """Token ids → logits [len, vocab] float32, row i predicting token i + 1."""
@@ -27,11 +31,15 @@ class PreparedText:
         tokenizer_file: the tokenizer, as the runner takes it.
         calibration: sequences of at most the context's length.
         held_out: the held-out text, cut up.
+        witnessed: the windows that the witness speaks of: the held-out text and as much again, where it has that.
+        prompts: the tokens that a runner feeds for each of the model's prompts, template and BOS included.
     """
 
     tokenizer_file: Path
     calibration: list[list[int]]
     held_out: HeldOut
+    witnessed: tuple[Window, ...]
+    prompts: tuple[tuple[int, ...], ...]
 
     def score(self, logits: Logits) -> tuple[float, ...]:
         """Log-likelihood of each target of the held-out text under `logits`, in nats."""
@@ -44,8 +52,12 @@ def prepare_text(
     """Tokenises a model's held-out text, and what it is calibrated with."""
     path = tokenizer_file(spec, scratch)
     tokenizer = load_tokenizer(path)
-    text = held_out(tokenizer, spec.eval.text.read_text(encoding="utf-8"), spec.eval.tokens, context)
-    return PreparedText(path, calibration_sequences(spec, tokenizer, calibration, context, path), text)
+    words = spec.eval.text.read_text(encoding="utf-8")
+    text = held_out(tokenizer, words, spec.eval.tokens, context)
+    more = held_out(tokenizer, words, WITNESSED * spec.eval.tokens, context)
+    prompts = tuple(tuple(fed_tokens(spec, load_tokenizer(path, as_runner=True), prompt)) for prompt in spec.prompts)
+    calibrate = calibration_sequences(spec, tokenizer, calibration, context, path)
+    return PreparedText(path, calibrate, text, more.windows, prompts)
 
 
 def log_likelihoods(logits: Logits, window: Window) -> list[float]:

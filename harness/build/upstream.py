@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,11 @@ from executorch.exir.program._program import (
 )
 from torch.utils.data import DataLoader
 
+from harness.build.dither import random_rounding
 from harness.build.recipe import config_for
 from harness.model_file import Lengths, Mode
 from harness.models import ModelSpec
+from harness.runtime.context_graph import ContextGraph
 from harness.target import Target
 
 # Upstream sets it in llama.py: deep graphs recurse.
@@ -118,6 +122,22 @@ def full_logits(decoder: TextDecoder, tokens: list[int]) -> torch.Tensor:
     padded[0, : len(tokens)] = torch.tensor(tokens, dtype=padded.dtype)
     logits: torch.Tensor = inference.predict_step(decoder.decoder, padded)
     return logits[0, : len(tokens)].float()
+
+
+def context_graph(decoders: HybridTextDecoder, window: int | None) -> ContextGraph:
+    """The calibration graph, for trees of guesses too; QDQ after `quantise`. `window`: of a sliding window, if any."""
+    graph = decoders.calibration_prefill
+    return ContextGraph(graph.decoder, graph.export_input, window, "the calibration graph")
+
+
+def dithered(decoders: HybridTextDecoder, graph: ContextGraph, replicas: int) -> list[Callable[[Sequence[int]], Any]]:
+    """QDQ rounding at random: a function a replica, token ids → logits [n,V]; each call draws the same numbers."""
+
+    def replica(seed: int, tokens: Sequence[int]) -> Any:
+        with random_rounding(decoders.calibration_prefill.decoder, seed):
+            return graph.logits(tokens)
+
+    return [partial(replica, seed) for seed in range(replicas)]
 
 
 def quantise(

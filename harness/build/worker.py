@@ -31,8 +31,12 @@ from harness.build.lpbq import round_block_scales
 from harness.build.reference import FILE, FP_FILE, QDQ_FILE, Reference
 from harness.build.score import prepare_text
 from harness.build.spinquant import rotate
+from harness.build.testify import REPLICAS, testify, testify_lookahead
+from harness.build.witness import load_witness, lookahead_file, save_lookahead
 from harness.model_file import Mode
 from harness.models import ModelSpec, load_model
+from harness.runtime.context_graph import ContextGraph
+from harness.runtime.lookahead import Settings
 from harness.text.tokenizer import tokenizer_files
 from harness.toolchain.mends import write_params
 
@@ -93,7 +97,15 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
             if keep:
                 upstream.save_reference(decoders, folder / QDQ_FILE)
             (folder / FILE).write_text(reference.to_json(), encoding="utf-8")
+        with stage("witness", times):
+            graph = upstream.context_graph(decoders, spec.params.sliding_window)
+            dithered = upstream.dithered(decoders, graph, REPLICAS)
+            size = (spec.max_new_tokens, job.lengths.max_seq_len)
+            testify(graph.logits, dithered, text.witnessed, text.prompts, *size).save(folder)
             _publish(folder, job.reference)
+    if ahead is not None:
+        with stage("witness of lookahead", times):
+            _lookahead_witness(job, spec, upstream.context_graph(decoders, spec.params.sliding_window))
     if mode is Mode.HYBRID:
         with stage("quantise prefill", times):
             upstream.quantise_prefill(decoders, soc)
@@ -122,6 +134,18 @@ def _build(job: BuildJob, spec: ModelSpec, scratch: Path, times: dict[str, float
         ours = {f"get_{name}": getattr(job.lengths, name) for name in ("ngram", "window", "gcap")}
         children.start(wanted(Mode.LOOKAHEAD), graphs, {**ahead.meta, **ours})
     return children.finish()
+
+
+def _lookahead_witness(job: BuildJob, spec: ModelSpec, graph: ContextGraph) -> None:
+    """Writes what lookahead does on QDQ's logits, unless the reference has it already."""
+    lengths = job.lengths
+    settings = Settings(lengths.ngram, lengths.window, lengths.gcap)
+    path = lookahead_file(job.reference, settings)
+    if path.is_file():
+        return
+    prompts = load_witness(job.reference).prompts
+    size = (spec.max_new_tokens, lengths.max_seq_len)
+    save_lookahead(path, {p: testify_lookahead(graph.logits, settings, text, *size) for p, text in prompts.items()})
 
 
 class Children:

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 
 FIRST_SESSION = 100
 """Number of the first ABBA session: those below are the prompts' own."""
+_THE_BASE_OWN = frozenset(
+    {FailureClass.PRODUCT, FailureClass.INCONCLUSIVE, FailureClass.INVALID, FailureClass.NOT_JUDGED}
+)
+"""What the base's checks may say of the base alone: the candidate is run and compared all the same."""
 
 
 def run_ab_cell(base: Run, candidate: Run, planned: Planned, first: str | None = None) -> OutcomeRecord:
@@ -94,7 +98,7 @@ def ab_attempt(
     )
     sides[0].say("the base's checks")
     failed = run_attempt(sides[0])
-    if failed and failed.failure_class is not FailureClass.PRODUCT:
+    if failed and failed.failure_class not in _THE_BASE_OWN:
         return failed  # the phone's or the rack's: nothing is known of either side
     base_bench.record(_outcome(attempt, failed))
     sides[1].say("the candidate's checks")
@@ -180,9 +184,8 @@ def _outcome(attempt: Attempt, failed: Failure | None) -> OutcomeRecord:
     if failed is None:
         return OutcomeRecord(attempt.cell.id, Status.PASSED, attempts=attempt.number, phone=name)
     said = (failed.reason, failed.remedy, failed.evidence)
-    return OutcomeRecord(
-        attempt.cell.id, Status.FAILED, failed.failure_class, *said, attempts=attempt.number, phone=name
-    )
+    status = Status.FAILED if failed.failure_class is FailureClass.PRODUCT else Status.ERROR
+    return OutcomeRecord(attempt.cell.id, status, failed.failure_class, *said, attempts=attempt.number, phone=name)
 
 
 def _session(
@@ -190,7 +193,8 @@ def _session(
 ) -> SampleRecord | Failure:
     prompt, number = side.cell.model.prompts[0], FIRST_SESSION + pair
     if side.bench.target is Target.ANDROID:
-        return run_real_prompt(side, payload, deployed, prompt, number, pair=pair, new_tokens=new_tokens)
+        real = run_real_prompt(side, payload, deployed, prompt, number, pair=pair, new_tokens=new_tokens)
+        return real if isinstance(real, Failure) else real[0]
     taken = run_prompt(side, deployed, prompt, number, pair=pair, new_tokens=new_tokens)
     return taken if isinstance(taken, Failure) else taken[0]
 

@@ -1,47 +1,50 @@
-"""What one process of the runner, that stays, is asked of a cell: scores, logits, times to first token, tasks."""
+"""What one process of the runner, that stays, is asked of a cell: rows of every graph and seam, TTFT, tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.build.witness import Witness
 from harness.conduct.attempt import Attempt
-from harness.evaluate.grounds import GroundScore, score_text
-from harness.evaluate.host import Reply
-from harness.evaluate.judge import logits_check, noise_check, perplexity_checks, text_check
-from harness.evaluate.phone_scorer import PhoneScorer
+from harness.evaluate.deviations import Deviations
+from harness.evaluate.grounds import GroundScore
+from harness.evaluate.judge import grey, perplexity_checks, qdq_check, row_checks
+from harness.evaluate.phone_scorer import PhoneScorer, walk
+from harness.evaluate.rules import LIMIT_ROUNDS
+from harness.evaluate.scored import Scored
 from harness.evaluate.scorer import Scorer
-from harness.evaluate.sqnr import candidate_noise, sqnr_db
+from harness.evaluate.seams import Stage, decode_stages, prefill_stages
 from harness.evaluate.ttft import measure_ttft, prompt_graph
 from harness.farm.deploy import DeployReport
-from harness.farm.resident import Resident, resident_spec
+from harness.farm.resident import Ready, Resident, resident_spec
 from harness.model_file import Mode
 from harness.results.records import CheckRecord, Graph, Ground, TaskRecord, TtftRecord
+from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH
 from harness.runtime.score import GraphChoice
 from harness.text.decoders import VERSIONS
 from harness.text.heldout import HeldOut, beginning, held_out
+from harness.text.windows import Window
 
 # Prefill first: a block of AR tokens costs about one step, so the cell's noise is known early.
 GRAPHS: dict[Mode, tuple[GraphChoice, ...]] = {
     Mode.KV: ("kv",),
     Mode.HYBRID: ("prefill", "kv"),
-    Mode.LOOKAHEAD: ("prefill",),  # its decode graph takes guesses, and cannot score token by token
+    Mode.LOOKAHEAD: ("prefill", "kv"),
 }
-KV_LOGITS = 16
-"""Tokens whose logits are compared where each takes a step."""
-LOGITS_VALUES = 1 << 20
-"""Values of logits that are sent at once."""
 START_LIMIT_S = 300.0
 
 
-def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence[Reply]) -> tuple[CheckRecord, ...]:
-    """Scores the held-out text on all grounds, judges the replies, times prompts of all lengths, runs the tasks asked.
+def measure_accuracy(
+    attempt: Attempt, deployed: DeployReport, replies: Sequence[Deviations]
+) -> tuple[CheckRecord, ...]:
+    """Scores the held-out text through every graph and over every seam, times prompts of all lengths, runs the tasks.
 
     Args:
         attempt, deployed: what is run, and what is on the phone.
-        replies: what the cell's prompts gave.
+        replies: deviations of the rows that the cell's replies were chosen from: they are the decode graph's, too.
 
     Raises:
-        HarnessError: the phone, the connection or the runner failed.
+        HarnessError: the phone, the connection or the runner failed, or there is no witness.
     """
     spec = resident_spec(
         attempt.payload,
@@ -55,7 +58,7 @@ def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence
     resident = Resident(attempt.phone.link, deployed, spec)
     try:
         with resident:
-            checks = (*_perplexities(attempt, resident), *_against_qdq(attempt, resident, replies))
+            checks = _scores(attempt, resident, replies)
             _ttft(attempt, resident)
             if attempt.bench.evaluation.tasks:
                 _tasks(attempt, resident)
@@ -64,52 +67,94 @@ def measure_accuracy(attempt: Attempt, deployed: DeployReport, replies: Sequence
     return checks
 
 
-def _perplexities(attempt: Attempt, resident: Resident) -> tuple[CheckRecord, ...]:
-    model, bench, reference = attempt.cell.model, attempt.bench, attempt.reference
+def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations]) -> tuple[CheckRecord, ...]:
+    """The first round scores what the model's file or the run asks for; while a figure is grey, another follows."""
+    model, bench, graphs = attempt.cell.model, attempt.bench, GRAPHS[attempt.cell.mode]
     text = _text(attempt, bench.evaluation.tokens or model.eval.tokens)
-    phone: list[GroundScore] = []
-    for graph in GRAPHS[attempt.cell.mode]:
-        share = text
-        if graph == "kv" and bench.evaluation.tokens is None and model.eval.kv_tokens < text.tokens:
-            share = _text(attempt, model.eval.kv_tokens)
-
-        def progress(done: int, total: int, graph: str = graph, tokens: int = share.tokens) -> None:
-            attempt.say(f"perplexity of {tokens} tokens, {graph} graph: {done}/{total} windows")
-
-        progress(0, len(share.windows))
-        phone.append(score_text(PhoneScorer(resident, graph, progress=progress), "PHONE", graph, share))
-    fp, qdq = bench.host.grounds(attempt.artifact.reference, reference, text)
+    share = text
+    if bench.evaluation.tokens is None and model.eval.kv_tokens < text.tokens:
+        share = _text(attempt, model.eval.kv_tokens)
+    scored = Scored(attempt.witness)
+    asked: dict[GraphChoice, HeldOut] = {"prefill": text, "kv": share}
+    for graph in graphs:
+        attempt.say(f"scoring {asked[graph].tokens} tokens, {graph} graph")
+        _walk(attempt, resident, scored, _stages(attempt, resident.ready, graph, asked[graph].windows, 0, text))
+    fp, qdq = bench.host.grounds(attempt.artifact.reference, attempt.reference, text)
+    phone = [_ground(scored, graph, asked[graph], attempt.reference.context) for graph in graphs]
     for score in (fp, qdq, *phone):
         bench.record(score.record(attempt.cell.id))
-    cell, bounds = attempt.cell.id, model.bounds
-    return (*perplexity_checks(cell, fp, qdq, phone, bounds), noise_check(cell, qdq, phone, bounds))
+    checks = judge_scores(attempt, scored, replies)
+    used = {graph: len(asked[graph].windows) for graph in graphs}
+    for number in range(1, LIMIT_ROUNDS):
+        if not grey(checks):
+            break
+        more = {graph: further(attempt.witness, asked[graph], used[graph], number) for graph in graphs}
+        if not any(more.values()):
+            break
+        for graph in graphs:
+            if windows := more[graph]:
+                attempt.say(f"not decided yet: {sum(len(w.inputs) for w in windows)} tokens more, {graph} graph")
+                stages = _stages(attempt, resident.ready, graph, windows, number * used[graph], text)
+                _walk(attempt, resident, scored, stages)
+        checks = judge_scores(attempt, scored, replies)
+    return (*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds))
 
 
-def _against_qdq(attempt: Attempt, resident: Resident, replies: Sequence[Reply]) -> tuple[CheckRecord, ...]:
-    """The phone's logits over the text's first tokens, and the replies; none where the model is too large to keep QDQ.
+def judge_scores(attempt: Attempt, scored: Scored, replies: Sequence[Deviations]) -> list[CheckRecord]:
+    """All checks of rows and perplexities; the replies' rows are the decode graph's."""
+    cell = attempt.cell
+    rows: dict[Graph, list[Deviations]] = {graph: scored.rows_of(graph) for graph in sorted(scored.each)}
+    rows.setdefault("kv", []).extend(replies)
+    return [*row_checks(cell.id, rows), *perplexity_checks(cell.id, scored, cell.model.bounds)]
 
-    Perplexity alone judges then.
+
+def _stages(
+    attempt: Attempt, ready: Ready, graph: GraphChoice, windows: Sequence[Window], first: int, text: HeldOut
+) -> list[Stage]:
+    if graph == "prefill":
+        return prefill_stages(windows, first)
+    return decode_stages(
+        windows,
+        first,
+        whole=_whole(attempt, text),
+        context=ready.context,
+        prefill_ar=ready.ar_len.get(PREFILL_GRAPH),
+        decode_ar=ready.ar_len[KV_GRAPH],
+    )
+
+
+def _whole(attempt: Attempt, text: HeldOut) -> Window:
+    """The held-out text's first window, as far as the witness has it."""
+    known = attempt.witness.held_out[0]
+    return max((Window(known.inputs, known.targets), text.windows[0]), key=lambda window: len(window.inputs))
+
+
+def further(witness: Witness, asked: HeldOut, used: int, number: int) -> list[Window]:
+    """As much text again as was asked for, from windows of the witness that were not used before; else none.
+
+    Args:
+        witness: has the text.
+        asked: what was scored first.
+        used: windows of the text that this took.
+        number: of the round, from 1.
     """
-    window = attempt.reference.held_out.windows[0].inputs[: max(1, LOGITS_VALUES // resident.ready.vocab)]
-    qdq = attempt.bench.host.logits(attempt.artifact.reference, window)
-    if qdq is None:
-        return ()
-    found: dict[str, tuple[float, int]] = {}
-    noise = 0.0
-    for graph in GRAPHS[attempt.cell.mode]:
-        tokens = window[:KV_LOGITS] if graph == "kv" else window
-        logits = PhoneScorer(resident, graph).logits(tokens)
-        found[graph] = sqnr_db(qdq[: len(tokens)], logits), len(tokens)
-        noise = max(noise, candidate_noise(qdq[: len(tokens)], logits))
-    check = logits_check(attempt.cell.id, found, attempt.cell.model.bounds)
-    return (check, _texts(attempt, resident, replies, noise))
+    start = number * used
+    fresh = witness.held_out[start : start + used]
+    sizes = [len(window.inputs) for window in asked.windows]
+    return [Window(w.inputs[:size], w.targets[:size]) for w, size in zip(fresh, sizes, strict=False)]
 
 
-def _texts(attempt: Attempt, resident: Resident, replies: Sequence[Reply], noise: float) -> CheckRecord:
-    attempt.say("comparing the text with QDQ's")
-    witness = PhoneScorer(resident, "prefill").logits_after if attempt.cell.mode is Mode.LOOKAHEAD else None
-    reports = attempt.bench.host.check_texts(attempt.artifact.reference, attempt.reference, replies, noise, witness)
-    return text_check(attempt.cell.id, reports, noise)
+def _walk(attempt: Attempt, resident: Resident, scored: Scored, stages: Sequence[Stage]) -> None:
+    def progress(done: int, total: int) -> None:
+        attempt.say(f"scored {done} of {total} parts of the text")
+
+    scored.add(stages, walk(resident, [stage.leg for stage in stages], progress=progress))
+
+
+def _ground(scored: Scored, graph: GraphChoice, text: HeldOut, context: int) -> GroundScore:
+    """A graph's score of a text, for the records."""
+    each = scored.targets(graph, range(len(text.windows)))
+    return GroundScore("PHONE", graph, each, text.words, context, scored.steps[graph], scored.seconds[graph])
 
 
 def _text(attempt: Attempt, tokens: int) -> HeldOut:

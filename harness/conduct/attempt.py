@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from harness.build.cache import Artifact
 from harness.build.reference import Reference, load_reference
+from harness.build.witness import Witness, load_witness
 from harness.conduct.phone_files import PhoneFiles
-from harness.errors import FailureClass
+from harness.errors import FailureClass, NotJudgedError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
+from harness.evaluate.judge import Verdict, make_check
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
 from harness.farm.health import HealthBook
@@ -23,7 +28,10 @@ from harness.farm.prepare import Nurse
 from harness.matrix import Cell
 from harness.model_file import Mode
 from harness.results.records import CheckRecord, DeployRecord, Record
+from harness.runtime.lookahead import Settings
 from harness.target import Target
+from harness.text.decoders import VERSIONS
+from harness.text.templates import find_template
 from harness.text.tokenizer import Tokenizer, load_tokenizer
 
 EVAL_MODES = {Mode.KV: 0, Mode.HYBRID: 1, Mode.LOOKAHEAD: 2}
@@ -81,6 +89,30 @@ class Attempt:
         """What the phone is judged by."""
         return load_reference(self.artifact.reference)
 
+    @cached_property
+    def witness(self) -> Witness:
+        """What QDQ says of the text and the prompts. Raises NotJudgedError as `load_witness`."""
+        return load_witness(self.artifact.reference)
+
+    @property
+    def qdq(self) -> Callable[[Sequence[int]], npt.NDArray[np.float64]] | None:
+        """QDQ's module: token ids → logits [n,V]; None where the model is too large to keep it."""
+        host, folder = self.bench.host, self.artifact.reference
+        return partial(host.logits, folder) if host.keeps(folder) else None
+
+    @property
+    def settings(self) -> Settings:
+        """N, W and G of the lookahead that the cell was compiled for."""
+        lengths = self.cell.lengths
+        return Settings(lengths.ngram, lengths.window, lengths.gcap)
+
+    @cached_property
+    def stop(self) -> frozenset[int]:
+        """The tokens that end a turn: the tokenizer's EOS and the template's own."""
+        template = find_template(VERSIONS[self.cell.model.decoder])
+        own = self.tokenizer.special(template.stop) if template.stop else None
+        return frozenset(token for token in (self.tokenizer.eos, own) if token is not None)
+
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer that goes to the phone."""
@@ -119,8 +151,8 @@ class Attempt:
         """The runner's flags for what lookahead was compiled with; none in other modes."""
         if self.cell.mode is not Mode.LOOKAHEAD:
             return ()
-        lengths = self.cell.lengths
-        return ("--ngram", str(lengths.ngram), "--window", str(lengths.window), "--gcap", str(lengths.gcap))
+        settings = self.settings
+        return ("--ngram", str(settings.ngram), "--window", str(settings.window), "--gcap", str(settings.gcap))
 
     def deploy(self, payload: Payload) -> DeployReport:
         """Brings what a runner needs to the phone, and records it. Raises as `harness.farm.deploy.deploy`."""
@@ -139,8 +171,33 @@ class Attempt:
         self.bench.say(self.phone.phone.name, f"{self.cell.id}: {what}")
 
 
+def not_judged_check(cell: str, error: NotJudgedError) -> CheckRecord:
+    """That there is nothing to judge a cell by, as a check that did not pass."""
+    return make_check(cell, "witness", Verdict.NOT_JUDGED, f"{error.where}: {error.what}")
+
+
+_CLASSES = (
+    (Verdict.FAILED, FailureClass.PRODUCT),
+    (Verdict.INVALID, FailureClass.INVALID),
+    (Verdict.NOT_JUDGED, FailureClass.NOT_JUDGED),
+    (Verdict.INCONCLUSIVE, FailureClass.INCONCLUSIVE),
+)
+_REMEDIES = {
+    FailureClass.INVALID: "run the cell again on a quiet computer; if it stays, the runner's clock is wrong",
+    FailureClass.NOT_JUDGED: "compile again: the artifact's witness lacks what the check is held against",
+    FailureClass.INCONCLUSIVE: "give the model's file a longer eval text (eval: tokens, kv_tokens) and compile again",
+}
+
+
 def verdict(checks: Sequence[CheckRecord]) -> Failure | None:
-    """What checks come to: a product failure that names those that failed, or None. Pure."""
-    if failed := [check for check in checks if not check.passed]:
-        return Failure(FailureClass.PRODUCT, "; ".join(f"{check.name}: {check.text}" for check in failed))
+    """What checks come to: a failure of the class of the worst, which names all that are of it; None if all passed.
+
+    Nothing that was not judged passes: no check at all is NOT_JUDGED. Pure.
+    """
+    if not checks:
+        return Failure(FailureClass.NOT_JUDGED, "nothing was judged", _REMEDIES[FailureClass.NOT_JUDGED])
+    for word, failure_class in _CLASSES:
+        if found := [check for check in checks if check.verdict == word]:
+            reason = "; ".join(f"{check.name}: {check.text}" for check in found)
+            return Failure(failure_class, reason, _REMEDIES.get(failure_class, ""))
     return None

@@ -13,8 +13,7 @@ from harness.farm.prepare import prepare
 from harness.farm.session import SessionResult, SessionSpec, run_session
 from harness.farm.vitals import read_vitals, throttle_text, throttled
 from harness.results.records import SampleRecord
-from harness.text.decoders import VERSIONS
-from harness.text.templates import find_template, format_prompt
+from harness.text.fed import fed_tokens as fed_tokens_of
 
 RETAKES = 3
 """How often a sample is taken that ends throttled, before the cell gives up."""
@@ -30,9 +29,7 @@ class Taken:
 
 def fed_tokens(attempt: Attempt, prompt: str) -> list[int]:
     """The tokens that a runner feeds for a prompt, BOS and chat template included."""
-    model = attempt.cell.model
-    text = format_prompt(find_template(VERSIONS[model.decoder]), prompt, model.system_prompt or "")
-    return list(attempt.runner_tokenizer.encode(text, bos=True))
+    return fed_tokens_of(attempt.cell.model, attempt.runner_tokenizer, prompt)
 
 
 def take_session(attempt: Attempt, deployed: DeployReport, spec: SessionSpec, number: int) -> Taken | Failure:

@@ -1,21 +1,30 @@
 """An attempt on a real phone: the stock qnn_llama_runner of a build folder, and nothing that it does not know.
 
-Prompts run in a process each, for speed; where the kv graph takes one token a step, a few more processes say what the
-graph's logits are, for the perplexity of the held-out text's beginning and for each reply's tokens (`StockScorer`).
+Prompts run in a process each, for speed and text; where the kv graph takes one token a step, a few more processes say
+what the graph's logits are: over the held-out text's beginning, and over QDQ's own continuation of each prompt
+(`StockScorer`). The witness is all they are held against, so a model too large to keep its QDQ module is judged alike.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-from harness.conduct.attempt import Attempt, verdict
+from harness.build.witness import load_lookahead
+from harness.conduct.accuracy import further, judge_scores
+from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
-from harness.conduct.prompt_session import fed_tokens, sample_record, take_session
-from harness.errors import ConfigError
-from harness.evaluate.grounds import GroundScore, score_text
-from harness.evaluate.host import Reply
-from harness.evaluate.judge import noise_check, perplexity_checks, text_check, worst_noise
+from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
+from harness.errors import ConfigError, NotJudgedError
+from harness.evaluate.deviations import Deviations, compare_rows
+from harness.evaluate.grounds import GroundScore
+from harness.evaluate.judge import delegation_check, grey, qdq_check
+from harness.evaluate.lookahead import counted_check
+from harness.evaluate.rules import LIMIT_ROUNDS
+from harness.evaluate.scored import Scored
+from harness.evaluate.seams import Stage
 from harness.evaluate.stock_scorer import StockScorer
+from harness.evaluate.text import Reply, text_checks
 from harness.farm.awake import kept_awake
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure
@@ -25,14 +34,15 @@ from harness.inventory import Phone
 from harness.model_file import Mode
 from harness.results.records import CheckRecord, SampleRecord
 from harness.runtime.program import ProgramInfo, read_info
+from harness.runtime.score import Leg
 from harness.soc import Soc
 from harness.target import Target
 from harness.text.decoders import VERSIONS
+from harness.text.fed import formatted
 from harness.text.heldout import beginning
+from harness.text.windows import Window
 
 START_LIMIT_S, STEP_LIMIT_S = 120.0, 2.0
-REPLY_TOKENS = 32
-"""Tokens of each reply that are held against QDQ: each process dumps vocabulary × 2 bytes for every one."""
 
 
 def target_of(phones: Iterable[Phone]) -> Target:
@@ -83,16 +93,21 @@ def run_on_real(attempt: Attempt) -> Failure | None:
     """
     cell, bench, link = attempt.cell, attempt.bench, attempt.phone.link
     payload = real_payload(attempt, cell.soc)
+    info = read_info(attempt.artifact.pte)
     deployed = attempt.deploy(payload)
+    taken: list[Taken] = []
     with kept_awake(link):
         for number, prompt in enumerate(cell.model.prompts):
             attempt.say(f"prompt {number + 1}/{len(cell.model.prompts)}")
-            taken = run_real_prompt(attempt, payload, deployed, prompt, number)
-            if isinstance(taken, Failure):
-                return taken
-        if cell.mode is Mode.LOOKAHEAD:
-            return None  # its decode graph takes guesses, and cannot score token by token
-        checks = _accuracy(attempt, payload, deployed, read_info(attempt.artifact.pte))
+            one = run_real_prompt(attempt, payload, deployed, prompt, number)
+            if isinstance(one, Failure):
+                return one
+            taken.append(one[1])
+        checks = [delegation_check(cell.id, info.operators)]
+        try:
+            checks += _judge(attempt, payload, deployed, info, taken)
+        except NotJudgedError as error:
+            checks.append(not_judged_check(cell.id, error))
     for check in checks:
         bench.record(check)
     return verdict(checks)
@@ -128,7 +143,7 @@ def run_real_prompt(
     *,
     pair: int | None = None,
     new_tokens: int | None = None,
-) -> SampleRecord | Failure:
+) -> tuple[SampleRecord, Taken] | Failure:
     """Runs one prompt in a fresh process and records the sample of it; taken again where the phone was throttled.
 
     Args:
@@ -144,11 +159,62 @@ def run_real_prompt(
         return taken
     sample = sample_record(attempt, prompt, number, taken, settings={"ignore_eos": False}, pair=pair)
     attempt.bench.record(sample)
-    return sample
+    return sample, taken
 
 
-def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: ProgramInfo) -> tuple[CheckRecord, ...]:
-    cell, reference, bench = attempt.cell, attempt.reference, attempt.bench
+def _judge(
+    attempt: Attempt, payload: Payload, deployed: DeployReport, info: ProgramInfo, taken: Sequence[Taken]
+) -> list[CheckRecord]:
+    """Raises NotJudgedError where there is no witness, and what the phone raises."""
+    cell = attempt.cell
+    replies = [_reply(attempt, prompt, one) for prompt, one in zip(cell.model.prompts, taken, strict=True)]
+    checks, judged, _ = text_checks(cell.id, replies, attempt.witness, attempt.tokenizer, attempt.stop, attempt.qdq)
+    if cell.mode is Mode.LOOKAHEAD:
+        # Its decode graph takes guesses: the stock runner has no way to score with it.
+        known = load_lookahead(attempt.artifact.reference, attempt.settings)
+        counts = [count for one in taken for count in accepted_counts(one.result.stderr + one.result.stdout)]
+        return [*checks, counted_check(cell.id, counts, [known[reply.fed] for reply in replies])]
+    rows = [part for one in judged for part in one.rows]
+    return [*checks, *_accuracy(attempt, payload, deployed, info, rows)]
+
+
+def _reply(attempt: Attempt, prompt: str, taken: Taken) -> Reply:
+    """What the stock runner wrote, and how much it counted: it names no tokens."""
+    cell, observer = attempt.cell, taken.result.observer
+    assert observer is not None, "classify() refuses a session without one"
+    fed = tuple(fed_tokens(attempt, prompt))
+    wanted = min(cell.lengths.max_seq_len, len(fed) + cell.model.max_new_tokens) - len(fed)
+    least = most = wanted
+    if cell.mode is Mode.LOOKAHEAD:
+        # It ends where its next step would not fit the cache, and its last step may give more than was asked for.
+        least = min(wanted, cell.lengths.max_seq_len - attempt.settings.ar_len - len(fed) + 1)
+        most = wanted + attempt.settings.ngram - 1
+    return Reply(
+        shown=formatted(cell.model, prompt),
+        fed=fed,
+        wanted=wanted,
+        written=taken.result.files["outputs.txt"].read_bytes(),
+        counted_fed=observer.prompt_tokens,
+        counted_new=observer.generated_tokens,
+        ends_at_stop=True,
+        least=least,
+        most=most,
+    )
+
+
+_ACCEPTED = re.compile(r"n_generated = (\d+) / n_accept = (\d+)")
+
+
+def accepted_counts(log: str) -> list[tuple[int, int]]:
+    """Tokens generated and accepted, of each turn, by the line of lookahead's generator (`lhd_token_generator.cpp`)."""
+    return [(int(new), int(accepted)) for new, accepted in _ACCEPTED.findall(log)]
+
+
+def _accuracy(
+    attempt: Attempt, payload: Payload, deployed: DeployReport, info: ProgramInfo, rows: Sequence[Deviations]
+) -> list[CheckRecord]:
+    """The kv graph over the held-out text's beginning and QDQ's own continuation of each prompt, a process each."""
+    cell, reference, bench, witness = attempt.cell, attempt.reference, attempt.bench, attempt.witness
     scorer = StockScorer(
         attempt.phone.link,
         deployed,
@@ -157,26 +223,40 @@ def _accuracy(attempt: Attempt, payload: Payload, deployed: DeployReport, info: 
         run_id=attempt.session_id,
         decoder_version=VERSIONS[cell.model.decoder],
         first_session=len(cell.model.prompts),
-        progress=lambda done, total: attempt.say(f"kv graph: {done}/{total} windows"),
     )
+    deviations = list(rows)
+    for number, text in enumerate(witness.prompts.values()):
+        attempt.say(f"kv graph over QDQ's text of prompt {number + 1}/{len(witness.prompts)}")
+        count = min(len(text.inputs), scorer.context)
+        score = scorer.walk(text.inputs[:count], text.targets[:count])
+        place = (f"QDQ's text of prompt {number}", text, 0, score.top, witness.typical_spread)
+        deviations.append(compare_rows("kv", *place))
     # The beginning of what was scored at compile time: no module of the model is needed on this computer.
     tokens = min(cell.model.eval.kv_tokens, scorer.context)
-    text = beginning(reference.held_out, attempt.tokenizer, tokens)
-    phone = score_text(scorer, "PHONE", "kv", text)
-    count = len(phone.each)
-    fp = GroundScore("FP", "full", reference.fp_each[:count], text.words, reference.context)
-    qdq = GroundScore("QDQ", "full", reference.qdq_each[:count], text.words, reference.context)
-    for score in (fp, qdq, phone):
-        bench.record(score.record(cell.id))
-    rms = worst_noise(qdq, [phone])
-    bounds = cell.model.bounds
-    checks = (*perplexity_checks(cell.id, fp, qdq, [phone], bounds), noise_check(cell.id, qdq, [phone], bounds))
-    if not bench.host.keeps(attempt.artifact.reference):  # the model is too large: perplexity alone judges
-        return checks
-    replies: list[Reply] = []
-    for prompt in cell.model.prompts:
-        fed = fed_tokens(attempt, prompt)
-        new = scorer.generate(fed, min(REPLY_TOKENS, cell.model.max_new_tokens), ())
-        replies.append((tuple(fed), tuple(new)))
-    reports = bench.host.check_texts(attempt.artifact.reference, reference, replies, rms)
-    return (*checks, text_check(cell.id, reports, rms))
+    held_out = beginning(reference.held_out, attempt.tokenizer, tokens)
+    scored = Scored(witness)
+    done = len(held_out.windows)
+    _score_windows(attempt, scorer, scored, held_out.windows, 0)
+    count = held_out.tokens
+    fp = GroundScore("FP", "full", reference.fp_each[:count], held_out.words, reference.context)
+    qdq = GroundScore("QDQ", "full", reference.qdq_each[:count], held_out.words, reference.context)
+    size = (held_out.words, reference.context, scored.steps["kv"], scored.seconds["kv"])
+    for score_ in (fp, qdq, GroundScore("PHONE", "kv", scored.targets("kv", range(done)), *size)):
+        bench.record(score_.record(cell.id))
+    checks = judge_scores(attempt, scored, deviations)
+    for number in range(1, LIMIT_ROUNDS):
+        windows = further(witness, held_out, done, number)
+        if not grey(checks) or not windows:
+            break
+        _score_windows(attempt, scorer, scored, windows, number * done)
+        checks = judge_scores(attempt, scored, deviations)
+    return [*checks, qdq_check(cell.id, fp, qdq, cell.model.bounds)]
+
+
+def _score_windows(
+    attempt: Attempt, scorer: StockScorer, scored: Scored, windows: Sequence[Window], first: int
+) -> None:
+    for number, window in enumerate(windows, first):
+        attempt.say(f"kv graph: window {number} of the held-out text")
+        stage = Stage(Leg(0, "kv", window.inputs, window.targets), number, f"window {number} of the held-out text")
+        scored.add([stage], [scorer.walk(window.inputs, window.targets)])

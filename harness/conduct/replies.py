@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from harness.conduct.attempt import Attempt
-from harness.conduct.prompt_session import fed_tokens, sample_record, take_session
-from harness.errors import ConfigError
-from harness.evaluate.host import Reply
+from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
+from harness.errors import ConfigError, FailureClass
+from harness.evaluate.lookahead import Walked, replay
+from harness.evaluate.text import Reply
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure
 from harness.farm.session import SessionSpec, prompt_flags
 from harness.model_file import Mode
 from harness.results.records import SampleRecord
+from harness.runtime.score import parse_rows, token_ids
 from harness.text.decoders import VERSIONS
+from harness.text.fed import formatted
 
 # The simulator takes seconds a step with a large vocabulary, a phone milliseconds: a limit, not an expectation.
 STEP_LIMIT_S = 30.0
 START_LIMIT_S = 120.0
 
 
-def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Reply] | Failure:
+@dataclass(frozen=True)
+class Answered:
+    """What came of one prompt: its text as it is judged, and in lookahead how it came about."""
+
+    reply: Reply
+    walked: Walked | None = None
+
+
+def run_prompts(attempt: Attempt, deployed: DeployReport) -> list[Answered] | Failure:
     """Runs each prompt of the model and records a sample of it; the first failure ends it.
 
     Raises:
         HarnessError: the phone or the connection failed.
     """
     prompts = attempt.cell.model.prompts
-    replies: list[Reply] = []
+    replies: list[Answered] = []
     for session, prompt in enumerate(prompts):
         attempt.say(f"prompt {session + 1}/{len(prompts)}")
         taken = run_prompt(attempt, deployed, prompt, session)
@@ -45,7 +59,7 @@ def run_prompt(
     *,
     pair: int | None = None,
     new_tokens: int | None = None,
-) -> tuple[SampleRecord, Reply] | Failure:
+) -> tuple[SampleRecord, Answered] | Failure:
     """Runs one prompt in a fresh process and records the sample of it; taken again where the phone was throttled.
 
     Args:
@@ -59,22 +73,62 @@ def run_prompt(
     taken = take_session(attempt, deployed, session_spec(attempt, prompt, session, new_tokens), session)
     if isinstance(taken, Failure):
         return taken
-    stats = json.loads(taken.result.files["stats.json"].read_text(encoding="utf-8"))
-    turn = stats["turns"][0]
+    try:
+        stats = json.loads(taken.result.files["stats.json"].read_text(encoding="utf-8"))
+        turn = stats["turns"][0]
+        answered = _answered(attempt, prompt, taken, turn, new_tokens)
+        peak = round(stats["peak_rss_kib"] / 1024, 1)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        reason = f"the runner's statistics have another form: {type(error).__name__}: {error}"
+        return Failure(FailureClass.PRODUCT, reason, f"read {attempt.folder(session)}")
     sample = sample_record(
         attempt,
         prompt,
         session,
         taken,
         settings={"ignore_eos": True, "seed": 0},
-        raw={"turns": stats["turns"]},
-        peak_rss_mb=round(stats["peak_rss_kib"] / 1024, 1),
+        raw={"turns": [{key: value for key, value in turn.items() if key not in _BULKY}]},
+        peak_rss_mb=peak,
         decode_steps=turn["decode_steps"],
         accepted_tokens=turn["accepted"] if attempt.cell.mode is Mode.LOOKAHEAD else None,
         pair=pair,
     )
     attempt.bench.record(sample)
-    return sample, (tuple(turn["prompt_tokens"]), tuple(turn["tokens"]))
+    return sample, answered
+
+
+_BULKY = frozenset({"rows", "row_choices"})
+"""What of a turn is judged and not recorded."""
+
+
+def _answered(attempt: Attempt, prompt: str, taken: Taken, turn: Mapping[str, Any], new: int | None) -> Answered:
+    """Raises KeyError, TypeError or ValueError where the runner's statistics have another form."""
+    observer = taken.result.observer
+    assert observer is not None, "classify() refuses a session without one"
+    fed, tokens = tuple(fed_tokens(attempt, prompt)), token_ids(turn["tokens"])
+    asked = attempt.cell.model.max_new_tokens if new is None else new
+    seq_len = min(attempt.cell.lengths.max_seq_len, len(fed) + asked)
+    walked = None
+    wanted = seq_len - len(fed)
+    if attempt.cell.mode is Mode.LOOKAHEAD:
+        choices = tuple(token_ids(step) for step in turn["row_choices"])
+        limit = attempt.cell.lengths.max_seq_len - attempt.settings.ar_len
+        walked = Walked(fed, tokens, int(turn["decode_steps"]), int(turn["accepted"]), choices, seq_len, limit)
+        # Lookahead ends where its next step would not fit the cache: only the algorithm knows where.
+        course = replay(walked, attempt.settings).course
+        wanted = len(course.tokens) if course and course.full else wanted
+    reply = Reply(
+        shown=formatted(attempt.cell.model, prompt),
+        fed=fed,
+        wanted=wanted,
+        written=taken.result.files["outputs.txt"].read_bytes(),
+        counted_fed=observer.prompt_tokens,
+        counted_new=observer.generated_tokens,
+        said_fed=token_ids(turn["prompt_tokens"]),
+        tokens=tokens,
+        rows=parse_rows(turn["rows"]),
+    )
+    return Answered(reply, walked)
 
 
 def session_spec(attempt: Attempt, prompt: str, session: int, new_tokens: int | None = None) -> SessionSpec:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from harness.build.witness import load_lookahead
 from harness.conduct.accuracy import measure_accuracy
-from harness.conduct.attempt import Attempt, verdict
+from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.real import run_on_real
-from harness.conduct.replies import run_prompts
+from harness.conduct.replies import Answered, run_prompts
+from harness.errors import NotJudgedError
+from harness.evaluate.deviations import Deviations
 from harness.evaluate.judge import delegation_check
+from harness.evaluate.lookahead import course_check
+from harness.evaluate.text import text_checks
 from harness.farm.failures import Failure
+from harness.model_file import Mode
+from harness.results.records import CheckRecord
 from harness.runtime.program import read_info
 from harness.target import Target
 
@@ -25,12 +34,37 @@ def run_attempt(attempt: Attempt) -> Failure | None:
     if bench.target is Target.ANDROID:
         return run_on_real(attempt)
     deployed = attempt.deploy(attempt.payload)
-    replies = run_prompts(attempt, deployed)
-    if isinstance(replies, Failure):
-        return replies
-    found = measure_accuracy(attempt, deployed, replies)
-    operators = read_info(attempt.artifact.pte).operators
-    checks = (delegation_check(cell.id, operators), *found)
+    answered = run_prompts(attempt, deployed)
+    if isinstance(answered, Failure):
+        return answered
+    checks = [delegation_check(cell.id, read_info(attempt.artifact.pte).operators)]
+    try:
+        found, rows = judge_replies(attempt, answered)
+        checks += found
+        checks += measure_accuracy(attempt, deployed, rows)
+    except NotJudgedError as error:
+        checks.append(not_judged_check(cell.id, error))
     for check in checks:
         bench.record(check)
     return verdict(checks)
+
+
+def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[CheckRecord], list[Deviations]]:
+    """Every check of the cell's texts, and the deviations of the rows that their tokens were chosen from.
+
+    Raises:
+        NotJudgedError: there is no witness, or it does not know the prompts.
+    """
+    attempt.say("comparing the text with QDQ's")
+    cell, witness = attempt.cell, attempt.witness
+    replies = [one.reply for one in answered]
+    checks, judged, _ = text_checks(cell.id, replies, witness, attempt.tokenizer, attempt.stop, attempt.qdq)
+    if cell.mode is Mode.LOOKAHEAD:
+        known = load_lookahead(attempt.artifact.reference, attempt.settings)
+        walked = [one.walked for one in answered if one.walked is not None]
+        checks.append(
+            course_check(
+                cell.id, walked, attempt.settings, [known[one.prompt] for one in walked], witness.typical_spread
+            )
+        )
+    return checks, [part for one in judged for part in one.rows]

@@ -12,14 +12,10 @@ from harness.build.reference import FP_FILE, QDQ_FILE, Reference, load_reference
 from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host_scorer import HostScorer, torch_threads
-from harness.evaluate.text import TextReport, Witness, check_text
 from harness.results.records import Ground
 from harness.text.heldout import HeldOut
 
 FILES: dict[Ground, str] = {"FP": FP_FILE, "QDQ": QDQ_FILE}
-
-Reply = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids that were fed, BOS included, and those that came back."""
 
 
 class Host:
@@ -62,28 +58,13 @@ class Host:
             return fp, qdq
         return self._score(folder, "FP", text), self._score(folder, "QDQ", text)
 
-    def logits(self, folder: Path, tokens: Sequence[int]) -> npt.NDArray[np.float64] | None:
-        """QDQ's logits [len(tokens), vocab]; None where its module was not kept."""
-        if not self.keeps(folder):
-            return None
+    def logits(self, folder: Path, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+        """QDQ's logits [len(tokens), vocab]; errors as in `scorer`."""
         module, key = self.scorer(folder, "QDQ").module, tuple(tokens)
         if key not in self._logits:  # the same for every SoC and mode
             with torch_threads(1):
                 self._logits[key] = module.run(key).logits
         return self._logits[key]
-
-    def check_texts(
-        self,
-        folder: Path,
-        reference: Reference,
-        replies: Sequence[Reply],
-        noise: float,
-        witness: Witness | None = None,
-    ) -> tuple[TextReport, ...]:
-        """Each reply against QDQ; `noise` and `witness` as in `check_text`."""
-        module = self.scorer(folder, "QDQ").module
-        with torch_threads(1):
-            return tuple(check_text(module, *reply, reference.logits_scale, noise, witness) for reply in replies)
 
     def _score(self, folder: Path, ground: Ground, text: HeldOut) -> GroundScore:
         scorer = self.scorer(folder, ground)

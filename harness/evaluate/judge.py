@@ -1,85 +1,131 @@
-"""Measurements → checks: what had to hold, what was found. Pure."""
+"""Measurements → checks: what had to hold, what was found. Pure.
+
+A figure is a mean over rows and has a standard error. It PASSED if it is within its bound by so many errors, FAILED if
+it is beyond it by as many, and is INCONCLUSIVE between: then more is scored (`conduct.accuracy`), up to what the
+witness has.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 
-from harness.evaluate.grounds import GroundScore, chance, noise, noise_chance, ratio
-from harness.evaluate.text import NOISE_MULTIPLE, TextReport, describe
+from harness.evaluate.deviations import Deviations, Figure, gain, noise, worst_row
+from harness.evaluate.grounds import GroundScore, ratio
+from harness.evaluate.rules import RULES, VERSION, CellRules
+from harness.evaluate.scored import Scored
 from harness.model_file import Bounds
-from harness.results.records import CheckRecord
+from harness.results.records import CheckRecord, Graph
 
 
-def perplexity_checks(
-    cell: str, fp: GroundScore, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds
-) -> tuple[CheckRecord, ...]:
-    """Each graph's perplexity against QDQ's (both ways: a phone that beats its own reference is as suspect), the
-    prefill graph's against the kv graph's, and QDQ's against the float model's (one way: quantisation may help by
-    chance). Each over the tokens that both sides scored. The first two fail where the difference exceeds its bound by
-    more than chance: over few tokens the noise of each, which `noise_check` bounds, moves the mean.
-    """
-    checks = [_phone_check(cell, qdq, phone, bounds)]
-    graphs = {score.graph: score for score in phone}
-    if "kv" in graphs and "prefill" in graphs:
-        checks.append(_graphs_check(cell, graphs["prefill"], graphs["kv"], bounds))
+class Verdict(StrEnum):
+    """What a check comes to; all but PASSED are classes of failure, FAILED that of PRODUCT."""
+
+    PASSED = "PASSED"
+    FAILED = "FAILED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    INVALID = "INVALID"
+    NOT_JUDGED = "NOT_JUDGED"
+
+
+_WORST_FIRST = (Verdict.FAILED, Verdict.INVALID, Verdict.NOT_JUDGED, Verdict.INCONCLUSIVE, Verdict.PASSED)
+
+
+def make_check(
+    cell: str, name: str, verdict: Verdict, text: str, value: float | None = None, bound: float | None = None
+) -> CheckRecord:
+    """A check's record, with the version of the rules."""
+    return CheckRecord(cell, name, verdict is Verdict.PASSED, value, bound, text, verdict.value, VERSION)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """What several come to together; NOT_JUDGED of none."""
+    return min(verdicts, key=_WORST_FIRST.index, default=Verdict.NOT_JUDGED)
+
+
+def decide(figure: Figure, bound: float, rules: CellRules = RULES) -> Verdict:
+    """A figure that is 0 of a perfect product against its bound, both ways; see the module."""
+    if not figure.rows or math.isnan(figure.value):
+        return Verdict.FAILED if figure.rows else Verdict.NOT_JUDGED
+    reach = rules.sure * figure.error
+    if abs(figure.value) + reach <= bound:
+        return Verdict.PASSED
+    return Verdict.FAILED if abs(figure.value) - reach > bound else Verdict.INCONCLUSIVE
+
+
+def row_checks(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: CellRules = RULES) -> list[CheckRecord]:
+    """Noise, gain and worst row of each graph's logits against QDQ's."""
+    noises = {graph: noise(rows) for graph, rows in parts.items()}
+    gains = {graph: gain(rows) for graph, rows in parts.items()}
+    return [
+        _figures(
+            cell, "phone_vs_qdq_noise", noises, rules.noise, rules, "noise of the logits {}, in units of rounding"
+        ),
+        _figures(cell, "phone_vs_qdq_gain", gains, rules.gain, rules, "factor of the logits {}, less 1"),
+        _row_check(cell, parts, rules),
+    ]
+
+
+def _figures(
+    cell: str, name: str, found: Mapping[Graph, Figure], bound: float, rules: CellRules, words: str
+) -> CheckRecord:
+    verdicts = [decide(figure, bound, rules) for figure in found.values()]
+    said = "; ".join(
+        f"of the {graph} graph {figure.value:.4f} ± {rules.sure * figure.error:.4f} over {figure.rows} rows"
+        for graph, figure in found.items()
+    )
+    value = max((figure.value for figure in found.values()), key=abs, default=None)
+    text = f"{words.format(said or 'of no graph')} (bound {bound:g})"
+    return make_check(cell, name, worst(verdicts), text, value, bound)
+
+
+def _row_check(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: CellRules) -> CheckRecord:
+    every = [part for rows in parts.values() for part in rows]
+    count = sum(len(part) for part in every)
+    value, where = worst_row(every)
+    verdict = Verdict.NOT_JUDGED if not count else Verdict.PASSED if value <= rules.row else Verdict.FAILED
+    text = f"the furthest of {count} rows is {value:.2f} times what rounding does there (bound {rules.row:g}): {where}"
+    return make_check(cell, "phone_vs_qdq_row", verdict, text, value, rules.row)
+
+
+def perplexity_checks(cell: str, scored: Scored, bounds: Bounds, rules: CellRules = RULES) -> list[CheckRecord]:
+    """Each graph's perplexity against QDQ's (both ways: a phone that beats its own reference is as suspect), and the
+    prefill graph's against the decode graph's: each over the tokens that both sides scored."""
+    against = {graph: difference(*scored.against_qdq(graph)) for graph in sorted(scored.each)}
+    checks = [
+        _figures(
+            cell, "phone_vs_qdq_ppl", against, bounds.phone_vs_qdq_ppl, rules, "log of the perplexity {} over QDQ's"
+        )
+    ]
+    if {"kv", "prefill"} <= set(scored.each):
+        pair: dict[Graph, Figure] = {"prefill": difference(*scored.common("prefill", "kv"))}
+        words = "log of the perplexity {} over the decode graph's"
+        checks.append(_figures(cell, "prefill_vs_kv_ppl", pair, bounds.prefill_vs_kv_ppl, rules, words))
+    return checks
+
+
+def difference(one: Sequence[float], other: Sequence[float]) -> Figure:
+    """ln of the perplexity under `one` over that under `other`, from log-likelihoods of the same tokens, paired."""
+    gaps = [b - a for a, b in zip(one, other, strict=True)]
+    count = len(gaps)
+    if not count:
+        return Figure(math.inf, math.inf, 0)
+    mean = math.fsum(gaps) / count
+    spread = math.fsum((gap - mean) ** 2 for gap in gaps) / (count - 1) if count > 1 else math.inf
+    return Figure(mean, math.sqrt(spread / count), count)
+
+
+def qdq_check(cell: str, fp: GroundScore, qdq: GroundScore, bounds: Bounds) -> CheckRecord:
+    """QDQ's perplexity against the float model's, over all of the text; one way: quantisation may help by chance."""
     loss = ratio(qdq.each, fp.each)
+    bound = bounds.qdq_vs_fp_ppl
     text = (
         f"token perplexity of QDQ {qdq.token_ppl:.3f}, of the float model {fp.token_ppl:.3f}: {loss:+.2%} "
-        f"(bound {bounds.qdq_vs_fp_ppl:.0%})"
+        f"(bound {bound:.0%})"
     )
-    passed = loss <= bounds.qdq_vs_fp_ppl and len(fp.each) == len(qdq.each)
-    return (*checks, CheckRecord(cell, "qdq_vs_fp_ppl", passed, loss, bounds.qdq_vs_fp_ppl, text))
-
-
-def _phone_check(cell: str, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds) -> CheckRecord:
-    bound = bounds.phone_vs_qdq_ppl
-    found = [(score, ratio(score.each, qdq.each), chance(score.each, qdq.each)) for score in phone]
-    passed = bool(found) and all(abs(value) <= bound + luck and score.each for score, value, luck in found)
-    parts = [
-        f"the phone's {one.graph} graph {one.token_ppl:.3f}: {value:+.2%} ± {luck:.2%} over {len(one.each)} tokens"
-        for one, value, luck in found
-    ]
-    text = f"token perplexity of QDQ {qdq.token_ppl:.3f}, of {'; of '.join(parts)} (bound ±{bound:.0%})"
-    worst = max((value for _, value, _ in found), key=abs, default=math.inf)
-    return CheckRecord(cell, "phone_vs_qdq_ppl", passed, worst, bound, text)
-
-
-def _graphs_check(cell: str, prefill: GroundScore, kv: GroundScore, bounds: Bounds) -> CheckRecord:
-    value, luck = ratio(prefill.each, kv.each), chance(prefill.each, kv.each)
-    count = min(len(prefill.each), len(kv.each))
-    text = f"the prefill graph's perplexity is {value:+.2%} ± {luck:.2%} from the kv graph's over {count} tokens"
-    text += f" (bound ±{bounds.prefill_vs_kv_ppl:.0%})"
-    passed = abs(value) <= bounds.prefill_vs_kv_ppl + luck
-    return CheckRecord(cell, "prefill_vs_kv_ppl", passed, value, bounds.prefill_vs_kv_ppl, text)
-
-
-def worst_noise(qdq: GroundScore, phone: Sequence[GroundScore]) -> float:
-    """RMS of the difference between a graph's and QDQ's log-likelihood of a token, nats; the noisiest graph's.
-
-    This is what the HTP's integer arithmetic does to a logit in this model, measured where both saw the same text.
-    """
-    return max((noise(score.each, qdq.each) for score in phone), default=math.inf)
-
-
-def noise_check(cell: str, qdq: GroundScore, phone: Sequence[GroundScore], bounds: Bounds) -> CheckRecord:
-    """The noise of each graph is bounded; it fails where it exceeds the bound by more than chance."""
-    bound = bounds.phone_vs_qdq_rms
-    found = [(noise(score.each, qdq.each), noise_chance(score.each, qdq.each), score) for score in phone]
-    passed = bool(found) and all(rms**2 <= bound**2 + luck for rms, luck, _ in found)
-    parts = [f"{rms:.4f} over {len(score.each)} tokens of the {score.graph} graph" for rms, _, score in found]
-    text = f"a token's log-likelihood on the phone is off QDQ's by {', '.join(parts)} (nats, RMS; bound {bound:g})"
-    worst = max((rms for rms, _, _ in found), default=math.inf)
-    return CheckRecord(cell, "phone_vs_qdq_rms", passed, worst, bound, text)
-
-
-def logits_check(cell: str, found: Mapping[str, tuple[float, int]], bounds: Bounds) -> CheckRecord:
-    """Each graph's logits against QDQ's; `found`: by graph, SQNR in dB and the tokens it is over."""
-    bound = bounds.phone_vs_qdq_sqnr
-    parts = [f"of the {graph} graph {db:.1f} dB over {tokens} tokens" for graph, (db, tokens) in found.items()]
-    worst = min((db for db, _ in found.values()), default=-math.inf)
-    text = f"SQNR of the phone's logits against QDQ's: {'; '.join(parts)} (bound {bound:g} dB)"
-    return CheckRecord(cell, "phone_vs_qdq_sqnr", worst >= bound, worst, bound, text)
+    passed = loss <= bound and len(fp.each) == len(qdq.each)
+    return make_check(cell, "qdq_vs_fp_ppl", Verdict.PASSED if passed else Verdict.FAILED, text, loss, bound)
 
 
 # What upstream leaves to the CPU on purpose: the cut between two shards, and its option --embedding-quantize.
@@ -90,18 +136,10 @@ def delegation_check(cell: str, operators: Sequence[str]) -> CheckRecord:
     """Every node runs on the HTP; `operators`: kernels of a `.pte` beyond its delegates."""
     left = [name for name in operators if not name.startswith(_CPU_ON_PURPOSE)]
     text = f"left to the CPU: {', '.join(left)}" if left else "every node runs on the HTP"
-    return CheckRecord(cell, "whole_on_htp", not left, float(len(left)), 0.0, text)
+    verdict = Verdict.FAILED if left else Verdict.PASSED
+    return make_check(cell, "whole_on_htp", verdict, text, float(len(left)), 0.0)
 
 
-def text_check(cell: str, reports: tuple[TextReport, ...], noise: float) -> CheckRecord:
-    """All replies against QDQ: no mismatch, near ties and what the witness vouches for allowed and counted."""
-    compared = sum(report.compared for report in reports)
-    ties = sum(len(report.near_ties) for report in reports)
-    wrong = [difference for report in reports for difference in report.mismatches]
-    near = f"near ties, within {NOISE_MULTIPLE:g} times {noise:.2g} nats"
-    text = f"{compared} greedy tokens as QDQ's, {ties} of them {near}"
-    if vouched := [difference for report in reports for difference in report.vouched]:
-        text += f", {len(vouched)} as the prefill graph's instead ({describe(vouched[0])})"
-    if wrong:
-        text = f"{len(wrong)} of {compared} greedy tokens are not QDQ's; {describe(wrong[0])}"
-    return CheckRecord(cell, "text_as_qdq", not wrong and compared > 0, float(len(wrong)), 0.0, text)
+def grey(checks: Sequence[CheckRecord]) -> bool:
+    """Whether more rows could decide what is not decided yet."""
+    return any(check.verdict == Verdict.INCONCLUSIVE for check in checks)

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.build.reference import QDQ_FILE, load_reference
+from harness.build.witness import load_witness
 from harness.errors import ConfigError
 from harness.evaluate.host_scorer import HostScorer, torch_threads
-from harness.evaluate.text import NOISE_MULTIPLE
+from harness.evaluate.rules import RULES
 from harness.files import write_atomically
 from harness.models import ModelSpec
 from harness.text.decoders import VERSIONS
@@ -92,7 +93,7 @@ def _find(model: ModelSpec, folder: Path) -> KnownText:
     reference = load_reference(folder)
     scorer = HostScorer(folder / QDQ_FILE, reference.sliding_window)
     tokenizer = load_tokenizer(folder / reference.tokenizer, as_runner=True)
-    margin = NOISE_MULTIPLE * model.bounds.phone_vs_qdq_rms
+    margin = RULES.tie * load_witness(folder).typical_spread
     best: KnownText | None = None
     for window in reference.held_out.windows:
         with torch_threads(1):

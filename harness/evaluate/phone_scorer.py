@@ -12,7 +12,16 @@ from harness.errors import ConfigError, ProductError
 from harness.farm.resident import Resident
 from harness.runtime.program import KV_GRAPH, PREFILL_GRAPH
 from harness.runtime.sampling import dequantise
-from harness.runtime.score import GraphChoice, WindowScore, parse_scores, request_json
+from harness.runtime.score import (
+    GraphChoice,
+    Leg,
+    LegScore,
+    WindowScore,
+    legs_json,
+    parse_scores,
+    parse_walk,
+    request_json,
+)
 from harness.text.windows import Window
 
 STEP_LIMIT_S = 30.0
@@ -23,6 +32,53 @@ CHUNK_STEPS = 64
 
 Progress = Callable[[int, int], None]
 """Called with the windows scored so far and all of them."""
+
+
+def walk(
+    resident: Resident,
+    legs: Sequence[Leg],
+    *,
+    progress: Progress | None = None,
+    step_limit_s: float = STEP_LIMIT_S,
+) -> list[LegScore]:
+    """Walks through a text on the phone; see `harness.runtime.score.walk`.
+
+    Args:
+        resident: the runner, ready.
+        legs: at least one; the first keeps nothing.
+        progress: told the legs walked so far, and all.
+        step_limit_s: seconds a step may take.
+
+    Raises:
+        ProductError: the answer has another form, or a number in it is not finite.
+        HarnessError: as `Resident.request`.
+    """
+    results: list[LegScore] = []
+    for chunk in _walks(legs):
+        steps = sum(len(leg.inputs) for leg in chunk)
+        answer = resident.request("walk", timeout_s=ANSWER_LIMIT_S + steps * step_limit_s, legs=legs_json(chunk))
+        try:
+            found = parse_walk(answer["legs"])
+            if len(found) != len(chunk):
+                raise ValueError(f"{len(found)} legs of {len(chunk)}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProductError(f"the runner's scores have another form: {error}", where="walk") from None
+        results += found
+        if progress:
+            progress(len(results), len(legs))
+    return results
+
+
+def _walks(legs: Sequence[Leg]) -> Iterator[list[Leg]]:
+    """Runs of legs of about CHUNK_STEPS tokens; each begins with a leg that keeps nothing."""
+    chunk: list[Leg] = []
+    for leg in legs:
+        if chunk and leg.keep == 0 and sum(len(one.inputs) for one in chunk) >= CHUNK_STEPS:
+            yield chunk
+            chunk = []
+        chunk.append(leg)
+    if chunk:
+        yield chunk
 
 
 class PhoneScorer:

@@ -13,16 +13,3 @@ def sqnr_db(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating]
     exact = np.asarray(reference, dtype=np.float64)
     noise = float(np.square(exact - np.asarray(other, dtype=np.float64)).sum())
     return 10 * math.log10(float(np.square(exact).sum()) / noise) if noise else math.inf
-
-
-def candidate_noise(reference: npt.NDArray[np.floating], other: npt.NDArray[np.floating], best: int = 10) -> float:
-    """RMS of other − reference over the `best` likeliest tokens of each row, each row's mean taken off; nats.
-
-    It is what moves one candidate against another. A log-likelihood's noise is less than that: most tokens of a text
-    are hardly in doubt. Both arrays are [n, vocab]; infinite of no rows.
-    """
-    if not len(reference):
-        return math.inf
-    top = np.argsort(reference, axis=-1)[:, -best:]
-    gaps = np.take_along_axis(np.asarray(other, dtype=np.float64) - reference, top, axis=-1)
-    return float(np.sqrt(np.square(gaps - gaps.mean(axis=-1, keepdims=True)).mean()))

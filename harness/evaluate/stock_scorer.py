@@ -8,6 +8,7 @@ first, then those of what it generates, which here is nothing.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from harness.farm.payload import Payload, PayloadFile
 from harness.farm.session import SessionSpec, run_session
 from harness.runtime.program import ProgramInfo
 from harness.runtime.sampling import greedy
-from harness.runtime.score import WindowScore, check_windows, score_rows
+from harness.runtime.score import LegScore, WindowScore, check_windows, score_rows, top_rows
 from harness.text.windows import Window
 
 START_LIMIT_S = 120.0
@@ -104,6 +105,17 @@ class StockScorer:
             results.append(WindowScore(tuple(float(x) for x in logprobs), tuple(hits), len(window.inputs), run.seconds))
             self._progress(len(results), len(windows))
         return results
+
+    def walk(self, inputs: Sequence[int], targets: Sequence[int]) -> LegScore:
+        """The rows after each input, from an empty cache; errors as in `score`."""
+        check_windows(replace(self._info, context_len=self.context), [Window(tuple(inputs), tuple(targets))], "kv")
+        run = self._run(inputs, len(inputs) + 1)
+        raw = run.logits[: len(inputs)]
+        logprobs, _ = score_rows(raw, targets, self._info)
+        each = tuple(float(x) for x in logprobs)
+        if not all(math.isfinite(x) for x in each):
+            raise ProductError("the runner dumped logits that are no numbers", where=self._link.serial)
+        return LegScore(each, top_rows(raw, self._info), len(inputs), run.seconds)
 
     def generate(self, prompt: Sequence[int], max_new: int, stop: Collection[int]) -> list[int]:
         """See `Scorer`; ends where the context does, and at the stop tokens that the runner knows by itself.

@@ -297,6 +297,7 @@ def _generate(
             emit=emit,
             stats=stats,
             keep_logits=bool(flags.text("dump_logits_path")),
+            keep_rows=bool(flags.text("x_stats_path")),
             lookahead=loaded.lookahead,
         )
         if loaded.lookahead:

@@ -11,6 +11,7 @@ from harness.files import write_atomically
 from harness.runtime.engine import Engine
 from harness.runtime.flags import Flags
 from harness.runtime.generate import Generation
+from harness.runtime.score import rows_json, top_rows
 from harness.runtime.session import Session
 from harness.runtime.stats import Stats, peak_rss_kib
 
@@ -51,6 +52,8 @@ def stats_json(
                 "decode_steps": turn.decode_steps,
                 "accepted": turn.accepted,
                 "ttft_ms": stats.first_token_ms - stats.inference_start_ms,
+                "rows": None if turn.chosen_from is None else rows_json(top_rows(turn.chosen_from, info)),
+                "row_choices": [list(step) for step in turn.row_choices],
             }
             for stats, turn in turns
         ],

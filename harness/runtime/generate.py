@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import ProductError
-from harness.runtime.lookahead import Lookahead
+from harness.runtime.lookahead import Lookahead, fitting
 from harness.runtime.sampling import Choose, greedy
 from harness.runtime.session import Session
 from harness.runtime.stats import Stats, now_ms
@@ -30,6 +30,8 @@ class Generation:
         accepted: tokens beyond the first of a step, in lookahead; 0 otherwise.
         prompt_logits, decode_logits: raw logits [n,V] when asked for, else None: one row a prompt token, one a decode
             step.
+        chosen_from: raw logits [n,V] that each of `tokens` was chosen from, when asked for, else None.
+        row_choices: in lookahead, for each step the likeliest token of each of its AR rows.
     """
 
     prompt: tuple[int, ...]
@@ -39,6 +41,8 @@ class Generation:
     accepted: int = 0
     prompt_logits: Array | None = None
     decode_logits: Array | None = None
+    chosen_from: Array | None = None
+    row_choices: tuple[tuple[int, ...], ...] = ()
 
 
 def clamp_seq_len(seq_len: int, context_len: int) -> int:
@@ -81,6 +85,7 @@ def generate(
     emit: Callable[[int, int], None] = lambda _previous, _token: None,
     stats: Stats | None = None,
     keep_logits: bool = False,
+    keep_rows: bool = False,
     lookahead: Lookahead | None = None,
 ) -> Generation:
     """Runs one turn after what is in the session.
@@ -94,6 +99,7 @@ def generate(
         emit: called with each token and the one before it (itself for the first).
         stats: filled in; `inference_start_ms` is the caller's, as tokenising counts.
         keep_logits: return all logits; not with `lookahead`, whose rows are guesses.
+        keep_rows: return the logits that each token was chosen from.
         lookahead: decode so; the .pte must have been compiled with its settings. Generation ends where the next step
             would not fit the cache, as upstream's does.
 
@@ -108,8 +114,8 @@ def generate(
     row = session.feed(prompt, on_rows=(lambda rows: prompt_rows.append(rows.copy())) if keep_logits else None)
     token = _timed(choose, row, stats)
     stats.first_token_ms = stats.prompt_eval_end_ms = now_ms()
-    decoding = _Decoding(session, seq_len, choose, frozenset(stop), emit, stats)
-    decoding.take(token, token)
+    decoding = _Decoding(session, seq_len, choose, frozenset(stop), emit, stats, keep_rows)
+    decoding.take(token, token, row)
     if lookahead:
         lookahead.begin([*prompt, token])
         while decoding.goes_on:
@@ -127,6 +133,8 @@ def generate(
         accepted=decoding.accepted,
         prompt_logits=np.concatenate(prompt_rows) if keep_logits else None,
         decode_logits=np.concatenate(decoding.rows) if decoding.rows else None,
+        chosen_from=np.stack(decoding.chosen_from) if decoding.chosen_from else None,
+        row_choices=tuple(decoding.row_choices),
     )
 
 
@@ -140,8 +148,11 @@ class _Decoding:
     stop: frozenset[int]
     emit: Callable[[int, int], None]
     stats: Stats
+    keep_rows: bool = False
     tokens: list[int] = field(default_factory=list)
     rows: list[Array] = field(default_factory=list)
+    chosen_from: list[Array] = field(default_factory=list)
+    row_choices: list[tuple[int, ...]] = field(default_factory=list)
     steps: int = 0
     accepted: int = 0
     full: bool = False
@@ -151,9 +162,11 @@ class _Decoding:
         """Whether another token is wanted and there is room for it."""
         return not self.full and self.tokens[-1] not in self.stop and self.session.n_past < self.seq_len - 1
 
-    def take(self, previous: int, token: int) -> None:
-        """Adds a token."""
+    def take(self, previous: int, token: int, row: Array) -> None:
+        """Adds a token that was chosen from a row of logits."""
         self.tokens.append(token)
+        if self.keep_rows:
+            self.chosen_from.append(row.copy())
         self.emit(previous, token)
 
     def step(self, keep_logits: bool) -> None:
@@ -163,7 +176,7 @@ class _Decoding:
         self.steps += 1
         if keep_logits:
             self.rows.append(row[None])
-        self.take(previous, _timed(self.choose, row, self.stats))
+        self.take(previous, _timed(self.choose, row, self.stats), row)
 
     def lookahead_step(self, lookahead: Lookahead) -> None:
         """One step of guesses: a token, and those that an n-gram guessed right."""
@@ -177,12 +190,14 @@ class _Decoding:
             stop=self.stop,
         )
         # Past the sequence's or the cache's end nothing is kept; what was found there ends the turn.
-        fits = min(len(found.tokens), self.seq_len - 1 - session.n_past)
+        fits, taken = fitting(len(found.tokens), session.n_past, self.seq_len, session.limit)
         self.steps += 1
         self.accepted += fits - 1
-        for previous, token in zip((current, *found.tokens), found.tokens[:fits], strict=False):
-            self.take(previous, token)
-        taken = min(fits, session.limit - session.n_past)
+        if self.keep_rows:
+            self.row_choices.append(tuple(int(token) for token in logits.argmax(axis=-1)))
+        chosen = zip((current, *found.tokens), found.tokens[:fits], found.rows, strict=False)
+        for previous, token, number in chosen:
+            self.take(previous, token, logits[number])
         session.accept(output, [current, *found.tokens][:taken], found.rows[:taken])
         self.full = taken < fits
 

@@ -86,6 +86,19 @@ class Settings:
         used = (*levels, *grams)
         return (*used, *([0] * (self.ar_len - len(used))))
 
+    @cached_property
+    def guessing_rows(self) -> tuple[int, ...]:
+        """The rows whose likeliest tokens become the branch's new last level."""
+        last = (self.levels - 1) * self.window
+        return tuple(range(last, last + self.window))
+
+    def path(self, row: int) -> tuple[int, ...]:
+        """The rows that a row comes after, from row 0 on, itself included: what it attends to beside the cache."""
+        rows = [row]
+        while (parent := self.attention_map[rows[-1]]) >= 0:
+            rows.append(parent)
+        return tuple(reversed(rows))
+
 
 @dataclass
 class NgramPool:
@@ -190,9 +203,69 @@ class Lookahead:
         return Verified(tuple(tokens), tuple(rows))
 
     def _advance(self, guess: Callable[[int], int]) -> None:
-        settings = self.settings
         heads = self.branch[0]
-        last = (settings.levels - 1) * settings.window
-        self.branch = [*self.branch[1:], [guess(last + column) for column in range(settings.window)]]
+        self.branch = [*self.branch[1:], [guess(row) for row in self.settings.guessing_rows]]
         for column, head in enumerate(heads):
             self.pool.add(head, tuple(level[column] for level in self.branch))
+
+
+def fitting(found: int, n_past: int, seq_len: int, limit: int) -> tuple[int, int]:
+    """How many of a step's new tokens belong to the text, and how many the cache takes.
+
+    Args:
+        found: tokens that the step gave.
+        n_past: tokens in the cache.
+        seq_len: prompt and output together.
+        limit: tokens that the decode graph's cache holds, CL−AR. Where it takes fewer than fit, the turn ends.
+    """
+    fits = min(found, seq_len - 1 - n_past)
+    return fits, min(fits, limit - n_past)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What lookahead comes to after a prompt.
+
+    Attributes:
+        tokens: generated, the first one included.
+        steps: executions of the decode graph.
+        accepted: tokens beyond the first of a step.
+        full: whether the cache's end ended it.
+    """
+
+    tokens: tuple[int, ...]
+    steps: int
+    accepted: int
+    full: bool = False
+
+
+def run_lookahead(
+    lookahead: Lookahead,
+    prompt: Sequence[int],
+    emitted: list[int],
+    step: Callable[[Sequence[int]], Sequence[int]],
+    *,
+    seq_len: int,
+    limit: int,
+    stop: Collection[int] = (),
+) -> Course:
+    """The course of one turn, given what each step's rows choose: what the runner must have done.
+
+    Args:
+        lookahead: fresh, with the runner's seed.
+        prompt: fed tokens.
+        emitted: the first token; filled with those that follow.
+        step: a step's draft → the likeliest token after each of its rows.
+        seq_len, limit: as in `fitting`.
+        stop: tokens that end the turn.
+    """
+    lookahead.begin([*prompt, *emitted])
+    n_past, steps, accepted, full = len(prompt), 0, 0, False
+    while not full and emitted[-1] not in stop and n_past < seq_len - 1:
+        choices = step(lookahead.draft(emitted[-1]))
+        found = lookahead.verify(emitted[-1], choices.__getitem__, choices.__getitem__, stop)
+        fits, taken = fitting(len(found.tokens), n_past, seq_len, limit)
+        emitted.extend(found.tokens[:fits])
+        n_past, steps, accepted = n_past + taken, steps + 1, accepted + fits - 1
+        full = taken < fits
+    return Course(tuple(emitted), steps, accepted, full)

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.errors import ConfigError
+from harness.runtime.context_graph import ContextGraph
 from harness.runtime.engine import Engine
 from harness.runtime.files import write_json
 from harness.runtime.program import read_info
@@ -33,9 +34,6 @@ NEAR_TIE_STEPS = 128.0
 The difference of two logits, each off by 40 to 55 steps RMS, has a standard deviation of 55 to 80. A wrong mask,
 position or cache column moves logits by thousands of steps.
 """
-
-_BLOCKED = -255.0
-"""Upstream's PADDING_MASK_VALUE."""
 
 Logits = npt.NDArray[np.float64]
 
@@ -134,6 +132,9 @@ class QdqReference:
         path: the file.
         window: width of the model's sliding window; None without one.
 
+    Attributes:
+        graph: calls it, with trees of continuations too.
+
     Raises:
         ConfigError: no such file, or another graph.
     """
@@ -144,42 +145,20 @@ class QdqReference:
         import torch
         import torch.ao.quantization.fx._decomposed
 
-        self._torch = torch
         if not path.is_file():
             raise ConfigError("no such file", where=str(path), remedy=f"compile again; {path.name} is written beside")
         program = torch.export.load(path)
         wanted = set(program.graph_signature.user_inputs)
-        self._inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
-        mask = tuple(int(n) for n in self._inputs[1].shape) if len(self._inputs) > 1 else ()
-        if len(mask) != 4 or mask[2] != mask[3]:
-            raise ConfigError(f"not the module of a whole context: its mask is {mask}", where=str(path))
-        self.context_len = mask[3]
+        inputs = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted]
+        self.graph = ContextGraph(program.module(), inputs, window, str(path))
+        self.context_len = self.graph.context_len
         self.vocab = _vocab(program.graph)
         self._encodings = _output_encodings(program.graph)
         self.encoding = self._encodings[0]
-        self._module = program.module()
-        self._window = window
 
     def run(self, tokens: Sequence[int]) -> QdqOutput:
         """Logits after each of `tokens`, at most the context's number, and their keys and values."""
-        torch = self._torch
-        context = self.context_len
-        ids = torch.zeros(tuple(self._inputs[0].shape), dtype=self._inputs[0].dtype)
-        ids[0, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
-        rows, columns = torch.arange(context)[:, None], torch.arange(context)[None]
-        seen = columns <= rows
-        masks: list[Any] = [seen]
-        caches = [value for value in self._inputs[2:] if value.dim() == 4 and 0 in value.shape]
-        if self._inputs[2].shape == self._inputs[1].shape:
-            masks.append(seen & (rows - columns < (self._window or context)))
-        arguments: list[Any] = [ids]
-        arguments += [torch.where(m, 0.0, _BLOCKED).to(self._inputs[1].dtype)[None, None] for m in masks]
-        if len(self._inputs) > len(arguments) + len(caches):
-            arguments.append(torch.arange(context, dtype=torch.int32)[None])
-        arguments += [torch.zeros(tuple(value.shape), dtype=value.dtype) for value in caches]
-        with torch.no_grad():
-            outputs = self._module(*arguments)
-        logits, *caches = torch.utils._pytree.tree_leaves(outputs)
+        logits, *caches = self.graph.run(tokens)
         count, layers = len(tokens), len(caches) // 2
         steps = [
             np.asarray(np.round(cache.double().numpy() / encoding[0]) + encoding[1])

@@ -11,6 +11,9 @@ request has an `op` and an `id`, which its one answer repeats:
 - `score`: `graph` ("kv" or "prefill"), `windows` [{"input": [ids], "target": [ids]}] → `windows` [{"logprobs" in nats,
   "greedy", "steps", "seconds"}]; see `harness.runtime.score`. Each window starts from an empty cache. Logits are not
   sent. Ask for few windows at a time to show progress.
+- `walk`: `legs` [{"keep", "graph", "input": [ids], "target": [ids]}] → `legs` [{"logprobs" in nats, "top": {"ids",
+  "logprobs"}, "steps", "seconds"}]; see `harness.runtime.score`. A walk starts from an empty cache, each of its legs
+  after the first `keep` tokens of what was fed before. `top` has the 32 likeliest tokens after each input.
 - `logits`: `graph`, `tokens` [ids] and, if need be, `last` → `logits` after each token, or each of the `last` ones,
   from an empty cache: little-endian uint16 (or float32) [tokens, vocab] in base64, with their `dtype`, `scale` and
   `zero_point`. A frame has to hold them.
@@ -43,7 +46,18 @@ from harness.runtime.generate import Generation, generate
 from harness.runtime.lookahead import Lookahead, Settings
 from harness.runtime.program import ProgramInfo
 from harness.runtime.sampling import sampler
-from harness.runtime.score import check_windows, logits, parse_request, result_json, score, token_ids
+from harness.runtime.score import (
+    check_legs,
+    check_windows,
+    logits,
+    parse_legs,
+    parse_request,
+    result_json,
+    score,
+    token_ids,
+    walk,
+    walk_json,
+)
 from harness.runtime.session import Session, plan_blocks
 from harness.runtime.stats import peak_rss_kib
 from harness.text.tokenizer import Tokenizer
@@ -51,6 +65,7 @@ from harness.text.tokenizer import Tokenizer
 _READ = 1 << 20
 _FIELDS = {
     "score": {"graph", "windows"},
+    "walk": {"legs"},
     "logits": {"graph", "tokens", "last"},
     "generate": {"tokens", "max_new", "stop", "temperature", "seed", "fresh"},
     "quit": set[str](),
@@ -181,6 +196,9 @@ class _Server:
                 case "score":
                     _check_fields(request, "score")
                     return self._score(request)
+                case "walk":
+                    _check_fields(request, "walk")
+                    return self._walk(request)
                 case "logits":
                     _check_fields(request, "logits")
                     return self._logits(request)
@@ -207,6 +225,15 @@ class _Server:
             self._forget()
             raise
         return {"ok": True, "windows": result_json(results, parsed.graph)["windows"]}
+
+    def _walk(self, request: Message) -> Message:
+        legs = parse_legs(request.get("legs"))
+        check_legs(self.session.info, legs)
+        self._forget()
+        try:
+            return {"ok": True, "legs": walk_json(walk(self.session, legs))}
+        finally:
+            self._forget()
 
     def _logits(self, request: Message) -> Message:
         info = self.session.info

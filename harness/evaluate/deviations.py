@@ -1,0 +1,180 @@
+"""How far a phone's rows are from QDQ's, row by row, in units of what random rounding does there. Pure; numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.build.witness import COMPARED, WitnessText
+from harness.evaluate.rules import RULES, CellRules
+from harness.results.records import Graph
+from harness.runtime.score import TopRows
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """n rows of one graph against QDQ's; all arrays are [n].
+
+    Attributes:
+        graph: which graph gave them.
+        where: what they are of, as "held-out text" or "after the handover at 32".
+        top: RMS of phone − QDQ over QDQ's likeliest log-probabilities, nats.
+        scale: what random rounding does to them, nats.
+        along: Σ of the centred log-probabilities' products, phone × QDQ: with `power` it gives the gain.
+        power: Σ of QDQ's centred log-probabilities squared.
+    """
+
+    graph: Graph
+    where: str
+    top: Floats
+    scale: Floats
+    along: Floats
+    power: Floats
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    @property
+    def units(self) -> Floats:
+        """Each row's deviation in units of the spread."""
+        return self.top / self.scale
+
+
+def compare_rows(
+    graph: Graph,
+    where: str,
+    text: WitnessText,
+    start: int,
+    rows: TopRows,
+    typical: float,
+    rules: CellRules = RULES,
+) -> Deviations:
+    """A phone's rows against a witness's from row `start` on.
+
+    Args:
+        graph, where: see `Deviations`.
+        text: the witness of the same tokens.
+        start: row of the text that the phone's first row is.
+        rows: the phone's.
+        typical: the model's typical spread, nats.
+        rules: for the spread's floor.
+    """
+    here = slice(start, start + len(rows))
+    return compare_logprobs(
+        graph,
+        where,
+        text.ids[here, :COMPARED],
+        text.logprobs[here, :COMPARED],
+        row_scale(text.spread[here], typical, rules),
+        rows,
+    )
+
+
+def row_scale(spread: Floats, typical: float, rules: CellRules = RULES) -> Floats:
+    """Each row's own spread, and never below `floor` times the typical one."""
+    return np.maximum(spread, rules.floor * typical)
+
+
+def compare_logprobs(
+    graph: Graph,
+    where: str,
+    ids: npt.NDArray[np.int64],
+    logprobs: Floats,
+    scale: Floats,
+    rows: TopRows,
+) -> Deviations:
+    """The same, of QDQ's likeliest tokens `ids` and their `logprobs`, [n,k] both."""
+    phone = logprobs_of(rows, ids, logprobs)
+    off = phone - logprobs
+    x = logprobs - logprobs.mean(axis=1, keepdims=True)
+    y = phone - phone.mean(axis=1, keepdims=True)
+    return Deviations(
+        graph,
+        where,
+        np.sqrt(np.square(off).mean(axis=1)),
+        scale,
+        (x * y).sum(axis=1),
+        np.square(x).sum(axis=1),
+    )
+
+
+def logprobs_of(rows: TopRows, ids: npt.NDArray[np.int64], expected: Floats) -> Floats:
+    """The phone's log-probability of each of `ids` [n,k].
+
+    One that is not among the phone's likeliest is at most its least one: that is taken, or what is expected where that
+    is less.
+    """
+    found = np.empty(ids.shape)
+    for row, wanted in enumerate(ids):
+        known = dict(zip(rows.ids[row].tolist(), rows.logprobs[row].tolist(), strict=True))
+        least = float(rows.logprobs[row].min())
+        found[row] = [
+            known.get(int(token), min(least, float(value))) for token, value in zip(wanted, expected[row], strict=True)
+        ]
+    return found
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over rows.
+
+    Attributes:
+        value: it.
+        error: its standard error; infinite of fewer than two rows.
+        rows: how many.
+    """
+
+    value: float
+    error: float
+    rows: int
+
+
+def noise(parts: Sequence[Deviations]) -> Figure:
+    """RMS of all rows' deviations, in units of the spread; its error by the delta method."""
+    squares = np.square(_joined([part.units for part in parts]))
+    mean = _mean(squares)
+    root = math.sqrt(mean.value) if mean.rows else math.inf
+    return Figure(root, mean.error / (2 * root) if root else 0.0, mean.rows)
+
+
+def gain(parts: Sequence[Deviations]) -> Figure:
+    """Factor between the phone's logits and QDQ's, least squares over all rows' likeliest tokens, less 1.
+
+    Rows are weighted by the inverse square of their spread. A scale that is wrong by a percent shows in no single row.
+    """
+    weight = 1 / np.square(_joined([part.scale for part in parts]))
+    along, power = (_joined([getattr(part, name) for part in parts]) * weight for name in ("along", "power"))
+    if len(weight) < 2 or not power.sum():
+        return Figure(math.inf, math.inf, len(weight))
+    slope = float(along.sum() / power.sum())
+    left = along - slope * power
+    error = math.sqrt(float(np.square(left).sum()) * len(left) / (len(left) - 1)) / float(power.sum())
+    return Figure(slope - 1, error, len(weight))
+
+
+def worst_row(parts: Sequence[Deviations]) -> tuple[float, str]:
+    """The row that is furthest off, in units of its spread, and where it is."""
+    worst, where = 0.0, "no row"
+    for part in parts:
+        if len(part) and float(part.units.max()) > worst:
+            row = int(part.units.argmax())
+            worst, where = float(part.units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
+    return worst, where
+
+
+def _mean(values: Floats) -> Figure:
+    count = len(values)
+    if not count:
+        return Figure(math.inf, math.inf, 0)
+    error = float(values.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
+    return Figure(float(values.mean()), error, count)
+
+
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts) if parts else np.empty(0)
