@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,83 +209,94 @@ def steps_done_twice(patch: Patch) -> None:
 # Scores
 
 
-def change_scores(patch: Patch, change: Any) -> None:
-    """Changes what is answered to a request for scores; `change`: list of scores → another."""
+def change_scores(patch: Patch, change: Callable[[list[Any]], list[Any]]) -> None:
+    """Changes what is answered to a request for scores; `change`: scores of windows or legs → others."""
+    for name in ("score", "walk"):
 
-    @patch.around("harness.runtime.score", "score")
-    def score(original: Any, *arguments: Any, **more: Any) -> Any:
-        right = original(*arguments, **more)
-        other = change(list(right))
-        if other != list(right):
-            patch.strike()
-        return other
+        @patch.around("harness.runtime.score", name)
+        def score(original: Any, *arguments: Any, **more: Any) -> Any:
+            right = list(original(*arguments, **more))
+            scored = [one for one in right if one.logprobs]
+            others = iter(change(scored))
+            result = [next(others) if one.logprobs else one for one in right]
+            if [one.logprobs for one in result] != [one.logprobs for one in right]:
+                patch.strike()
+            return result
+
+
+def change_values(patch: Patch, change: Callable[[tuple[float, ...]], tuple[float, ...]]) -> None:
+    """Changes the log-likelihoods of each window or leg by themselves."""
+    change_scores(patch, lambda scores: [dataclasses.replace(s, logprobs=change(s.logprobs)) for s in scores])
 
 
 @fault("a log-likelihood is no number", ways=("ours",))
 def score_is_nan(patch: Patch) -> None:
-    def change(scores: list[Any]) -> list[Any]:
-        return [dataclasses.replace(s, logprobs=(*s.logprobs[:-1], float("nan"))) for s in scores]
-
-    change_scores(patch, change)
+    change_values(patch, lambda values: (*values[:-1], float("nan")))
 
 
 @fault("all log-likelihoods are 0", ways=("ours",))
 def scores_are_zero(patch: Patch) -> None:
-    change_scores(patch, lambda scores: [dataclasses.replace(s, logprobs=(0.0,) * len(s.logprobs)) for s in scores])
+    change_values(patch, lambda values: (0.0,) * len(values))
 
 
 @fault("scores of the window before are returned", ways=("ours",))
 def scores_of_another_window(patch: Patch) -> None:
-    last: list[Any] = []
+    said: list[tuple[float, ...]] = []
 
-    def change(scores: list[Any]) -> list[Any]:
-        last.extend(scores)
-        start = max(len(last) - len(scores) - 1, 0)
-        return last[start : start + len(scores)]
+    def change(values: tuple[float, ...]) -> tuple[float, ...]:
+        said.append(values)
+        before = said[-2] if len(said) > 1 else values
+        return tuple(before[place % len(before)] for place in range(len(values)))
 
-    change_scores(patch, change)
+    change_values(patch, change)
 
 
 @fault("scores of the first window are returned for all", ways=("ours",))
 def scores_of_the_first_window(patch: Patch) -> None:
-    first: list[Any] = []
+    first: list[float] = []
 
-    def change(scores: list[Any]) -> list[Any]:
-        first.extend(scores)
-        return [dataclasses.replace(first[0], logprobs=first[0].logprobs[: len(s.logprobs)]) for s in scores]
+    def change(values: tuple[float, ...]) -> tuple[float, ...]:
+        first[:] = first or values
+        return tuple(first[place % len(first)] for place in range(len(values)))
 
-    change_scores(patch, change)
+    change_values(patch, change)
 
 
 @fault("scores stand one token too early", ways=("ours",))
 def scores_shifted(patch: Patch) -> None:
-    change_scores(
-        patch, lambda scores: [dataclasses.replace(s, logprobs=(*s.logprobs[1:], s.logprobs[0])) for s in scores]
-    )
+    change_values(patch, lambda values: (*values[1:], values[0]))
 
 
 @fault("log-likelihoods are in bits", ways=("ours",))
 def scores_in_bits(patch: Patch) -> None:
-    factor = 1 / float(np.log(2))
-    change_scores(
-        patch, lambda scores: [dataclasses.replace(s, logprobs=tuple(x * factor for x in s.logprobs)) for s in scores]
-    )
+    change_values(patch, lambda values: tuple(value / math.log(2) for value in values))
+
+
+@fault("log-likelihoods are 1% too small", ways=("ours",))
+def scores_times_1_01(patch: Patch) -> None:
+    change_values(patch, lambda values: tuple(value * 1.01 for value in values))
 
 
 @fault("the last score of each window is lost", ways=("ours",))
 def last_score_lost(patch: Patch) -> None:
-    change_scores(
-        patch, lambda scores: [dataclasses.replace(s, logprobs=s.logprobs[:-1], greedy=s.greedy[:-1]) for s in scores]
-    )
+    change_values(patch, lambda values: values[:-1])
 
 
-@fault("windows are scored with another first token", ways=("ours",))
-def windows_begin_otherwise(patch: Patch) -> None:
-    @patch.around("harness.runtime.score", "score")
-    def score(original: Any, session: Any, windows: Sequence[Any], *rest: Any) -> Any:
-        patch.strike()
-        other = [dataclasses.replace(w, inputs=(w.inputs[-1], *w.inputs[1:])) for w in windows]
-        return original(session, other, *rest)
+@fault("the last score of each window is the one before it", ways=("ours",))
+def last_score_repeated(patch: Patch) -> None:
+    change_values(patch, lambda values: (*values[:-1], values[-2]) if len(values) > 1 else values)
+
+
+@fault("what is scored begins with another token", ways=("ours",))
+def scored_text_begins_otherwise(patch: Patch) -> None:
+    for name in ("score", "walk"):
+
+        @patch.around("harness.runtime.score", name)
+        def score(original: Any, session: Any, parts: Sequence[Any], *rest: Any) -> Any:
+            patch.strike()
+            fresh = [part for part in parts if not getattr(part, "keep", 0)]
+            other = {id(p): dataclasses.replace(p, inputs=(p.inputs[-1], *p.inputs[1:])) for p in fresh}
+            return original(session, [other.get(id(part), part) for part in parts], *rest)
 
 
 # Behind right scores
@@ -337,9 +349,12 @@ def scores_of_prefill(patch: Patch) -> None:
     for name in ("score", "logits"):
 
         @patch.around("harness.runtime.score", name)
-        def asked(original: Any, session: Any, windows: Any, graph: str, *rest: Any) -> Any:
-            patch.strike()
-            return original(session, windows, "prefill" if session.info.prefill else graph, *rest)
+        def asked(original: Any, session: Any, windows: Any, _graph: str, *rest: Any) -> Any:
+            return original(session, windows, "prefill", *rest)
+
+    @patch.around("harness.runtime.score", "walk")
+    def walk(original: Any, session: Any, legs: Sequence[Any]) -> Any:
+        return original(session, [dataclasses.replace(leg, graph="prefill") for leg in legs])
 
 
 @fault("decode's positions are off; scores and logits are an earlier good run's", ways=("ours",))
@@ -348,7 +363,7 @@ def scores_of_a_good_run(patch: Patch) -> None:
     good: dict[str, Any] = {}
     for path in sorted(Path(patch.settings["HTPFARM_FAULT_GOOD"]).glob("*.json")):
         for word in json.loads(path.read_text())["words"]:
-            if word["op"] in ("score", "logits"):
+            if word["op"] in ("score", "walk", "logits"):
                 good[word["asked"]] = word["said"]
 
     @patch.around("harness.runtime.serve", "_Server.answer")

@@ -46,8 +46,9 @@ class Tap:
         @own.around("harness.runtime.serve", "Channel.send")
         def send(original: Any, channel: Any, message: Mapping[str, Any]) -> None:
             if self._asked:
-                group = {k: v for k, v in self._asked.items() if k != "id" and isinstance(v, (str, int, float))}
-                word = {"asked": key_of(self._asked), "op": self._asked.get("op"), "group": json.dumps(group)}
+                parts = self._asked.get("legs") or [self._asked]
+                group = ",".join(str(part.get("graph", "")) for part in parts)
+                word = {"asked": key_of(self._asked), "op": self._asked.get("op"), "group": group}
                 self._words.append({**word, "said": dict(message)})
             original(channel, message)
 
@@ -222,7 +223,9 @@ def _compare(
     elif op == "logits" and "logits" in base:
         found.logits = max(found.logits, _rms(_values(answer), _values(base)))
     elif op == "score" and "windows" in base:
-        _scores(found, answer["windows"], base["windows"], sums, group)
+        _scores(found, answer["windows"], base["windows"], sums, [group] * len(base["windows"]))
+    elif op == "walk" and "legs" in base:
+        _scores(found, answer["legs"], base["legs"], sums, group.split(","))
     elif _untimed(answer) != _untimed(base):
         found.tokens += 1
 
@@ -232,9 +235,9 @@ def _scores(
     windows: Iterable[Any],
     base: Sequence[Any],
     sums: dict[str, tuple[int, float, float]],
-    group: str,
+    groups: Sequence[str],
 ) -> None:
-    for window, other in zip(windows, base, strict=False):
+    for window, other, group in zip(windows, base, groups, strict=False):
         count, ours, theirs = sums.get(group, (0, 0.0, 0.0))
         pairs = list(zip(window["logprobs"], other["logprobs"], strict=False))
         found.steps += window["steps"] != other["steps"] or len(window["logprobs"]) != len(other["logprobs"])
