@@ -98,7 +98,7 @@ class Campaign:
         if fault.reference:
             change = self.builds.change_of_reference(fault, place)
             matters, beyond = matters or abs(change) > 0.005, f"perplexity of the reference {change:+.2%}"
-        exempt = "speed alone" if fault.speed else "it is another model" if fault.both else ""
+        exempt = "speed alone" if fault.speed else "it is another model" if fault.both else fault.outside
         self._add(Row(fault.name, fault.what, fault.kind, place.title, ran.outcome, ran.failure_class, ran.reason,
                       ran.checks, found.words(), matters, beyond, strikes, ran.seconds, round(ran.words.cpu_s, 1),
                       ran.problem, exempt))  # fmt: skip
@@ -108,7 +108,7 @@ class Campaign:
         planted = fault.name
         if fault.kind == "build":
             artifact, planted = self.builds.faulty(fault, place), ""
-        return battery(cell, artifact, planted, settings, self._memory_file)
+        return battery(cell, artifact, planted, settings, self._memory_file, stock=place.way == STOCK)
 
     def _sound_battery(self, place: Place) -> Words:
         key = place.model, place.mode

@@ -29,8 +29,10 @@ _LIMIT_S = 900.0
 _NEW = 8
 
 
-def battery(cell: Cell, artifact: Artifact, fault: str, settings: Mapping[str, str], memory: Path | None) -> Words:
-    """What the runner says, with a fault planted or none (an empty name)."""
+def battery(
+    cell: Cell, artifact: Artifact, fault: str, settings: Mapping[str, str], memory: Path | None, *, stock: bool = False
+) -> Words:
+    """What the runner says, with a fault planted or none (an empty name); `stock`: only what the stock one can say."""
     with tempfile.TemporaryDirectory(prefix="htpfarm-battery-") as name:
         folder = Path(name)
         heard = folder / "heard"
@@ -56,7 +58,8 @@ def battery(cell: Cell, artifact: Artifact, fault: str, settings: Mapping[str, s
             files = ["--output_path", f"out{number}", "--performance_output_path", f"speed{number}"]
             turn = [*base, *files, "--x_stats_path", f"stats{number}", "--seq_len", str(cell.lengths.max_seq_len)]
             _run([*turn, "--temperature", "0", "--prompt", prompt], b"", folder, environment)
-        _run([*base, "--x_serve"], b"".join(map(encode_frame, requests(cell, reference))), folder, environment)
+        if not stock:
+            _run([*base, "--x_serve"], b"".join(map(encode_frame, requests(cell, reference))), folder, environment)
         return read_words(heard)
 
 
@@ -79,6 +82,7 @@ def requests(cell: Cell, reference: Any) -> list[dict[str, Any]]:
     asked.append({"op": "generate", "tokens": list(window.inputs[:5]), "max_new": context, "stop": []})
     asked.append({"op": "generate", "tokens": list(window.inputs[:9]), "max_new": _NEW})
     asked.append({"op": "generate", "tokens": list(window.inputs[9:13]), "max_new": _NEW, "fresh": False})
+    asked.append({"op": "generate", "tokens": list(window.inputs[:9]), "max_new": _NEW, "temperature": 0.9, "seed": 3})
     asked.append({"op": "quit"})
     return [{"id": number, **one} for number, one in enumerate(asked)]
 

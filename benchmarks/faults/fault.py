@@ -115,6 +115,7 @@ class Fault:
         needs: what of a model it needs to make a difference: "" or a word of `NEEDS`.
         harmless: it is planted to show that nothing is said of what changes nothing.
         speed: it changes nothing but what is reported of speeds.
+        outside: why no cell asks for what it changes; empty where one does.
         reference: it is in what judges, and the phone's graphs are sound.
         both: it is in the phone's graphs and in what judges them, so that it is another model.
     """
@@ -128,6 +129,7 @@ class Fault:
     needs: str = ""
     harmless: bool = False
     speed: bool = False
+    outside: str = ""
     reference: bool = False
     both: bool = False
 

@@ -299,6 +299,15 @@ def scored_text_begins_otherwise(patch: Patch) -> None:
             return original(session, [other.get(id(part), part) for part in parts], *rest)
 
 
+@fault("scores are shifted where tasks ask for them; walks are right", ways=("ours",))
+def scores_of_tasks_shifted(patch: Patch) -> None:
+    @patch.around("harness.runtime.score", "score")
+    def score(original: Any, *arguments: Any) -> Any:
+        patch.strike()
+        right = original(*arguments)
+        return [dataclasses.replace(s, logprobs=(*s.logprobs[1:], s.logprobs[0])) for s in right]
+
+
 # Behind right scores
 
 

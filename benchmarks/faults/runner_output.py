@@ -252,6 +252,25 @@ def repetition_penalty(patch: Patch) -> None:
     choose_otherwise(patch, choose)
 
 
+@fault("a temperature is taken for 0", outside="no cell samples")
+def temperature_ignored(patch: Patch) -> None:
+    @patch.around("harness.runtime.sampling", "sampler")
+    def sampler(original: Any, temperature: float, *rest: Any, **more: Any) -> Any:
+        if temperature:
+            patch.strike()
+        return original(0.0, *rest, **more)
+
+
+@fault("a further turn forgets those before it", ways=("ours",), outside="no cell has a further turn")
+def further_turn_forgets(patch: Patch) -> None:
+    @patch.around("harness.runtime.generate", "generate")
+    def generate(original: Any, session: Any, *rest: Any, **more: Any) -> Any:
+        if session.n_past:
+            patch.strike()
+            session.rewind(0)
+        return original(session, *rest, **more)
+
+
 # The end of a turn
 
 
