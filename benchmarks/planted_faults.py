@@ -108,7 +108,8 @@ class Campaign:
         planted = fault.name
         if fault.kind == "build":
             artifact, planted = self.builds.faulty(fault, place), ""
-        return battery(cell, artifact, planted, settings, self._memory_file, stock=place.way == STOCK)
+        more = {"stock": place.way == STOCK, "sound": fault.kind == "runner"}
+        return battery(cell, artifact, planted, settings, self._memory_file, **more)
 
     def _sound_battery(self, place: Place) -> Words:
         key = place.model, place.mode

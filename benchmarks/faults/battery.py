@@ -30,9 +30,19 @@ _NEW = 8
 
 
 def battery(
-    cell: Cell, artifact: Artifact, fault: str, settings: Mapping[str, str], memory: Path | None, *, stock: bool = False
+    cell: Cell,
+    artifact: Artifact,
+    fault: str,
+    settings: Mapping[str, str],
+    memory: Path | None,
+    *,
+    stock: bool = False,
+    sound: bool = True,
 ) -> Words:
-    """What the runner says, with a fault planted or none (an empty name); `stock`: only what the stock one can say."""
+    """What the runner says, with a fault planted or none (an empty name); `stock`: only what the stock one can say.
+
+    `sound`: the artifact is a sound one, and stays it.
+    """
     with tempfile.TemporaryDirectory(prefix="htpfarm-battery-") as name:
         folder = Path(name)
         heard = folder / "heard"
@@ -49,6 +59,8 @@ def battery(
         environment |= {"HTPFARM_FAULT": fault, "HTPFARM_TAP": str(heard), "HTPFARM_PHONE_SOC": SOC.name}
         if memory is not None:
             environment["HTPFARM_MEMORY"] = str(memory)
+            if sound:
+                environment["HTPFARM_MEMORY_SOUND"] = f"{cell.model.name} {cell.mode}"
         base = ["--model_path", model.name, "--tokenizer_path", tokenizer.name]
         base += ["--decoder_model_version", VERSIONS[cell.model.decoder], "--eval_mode", str(EVAL_MODES[cell.mode])]
         if cell.mode is Mode.LOOKAHEAD:

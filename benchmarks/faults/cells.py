@@ -202,6 +202,8 @@ class Rack:
         exports = {"HTPFARM_FAULT": fault.name if fault else "", "HTPFARM_TAP": f"/{heard}", **(settings or {})}
         if memory:
             exports["HTPFARM_MEMORY"] = f"/{FOLDER}/memory.sqlite"
+            if artifact is None and (fault is None or fault.kind == "runner"):
+                exports["HTPFARM_MEMORY_SOUND"] = f"{place.model} {place.mode}"
         target = Target.ANDROID if place.way == STOCK else Target.SIM
         self.heard = self.root / heard
         script = runner_script(exports, insists=place.way == STOCK)

@@ -1,8 +1,8 @@
 """The runner's process on a virtual phone: `python -m faults.launch FLAGS`, in place of `python -m harness.runtime`.
 
 Environment: `HTPFARM_FAULT` names what is planted, more than one with commas; `HTPFARM_TAP` the folder that gets what
-the runner said; `HTPFARM_MEMORY` the file of remembered executions, if they are to be remembered. The rest is the
-launcher's of every virtual phone.
+the runner said; `HTPFARM_MEMORY` the file of remembered executions, if they are to be remembered, and
+`HTPFARM_MEMORY_SOUND` which sound artifact runs. The rest is the launcher's of every virtual phone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def main() -> int:
     if memory := os.environ.get("HTPFARM_MEMORY"):
         from faults.memo import remember
 
-        remember(Path(memory))
+        remember(Path(memory), os.environ.get("HTPFARM_MEMORY_SOUND", ""))
     folder = Path(os.environ["HTPFARM_TAP"])
     patch = Patch({key: value for key, value in os.environ.items() if key.startswith("HTPFARM_FAULT_")}, folder)
     tap = Tap(patch, folder)
