@@ -44,6 +44,8 @@ from harness.verdicts.rules import Better
 
 _PRODUCT = (FailureClass.PRODUCT, FailureClass.PERF, FailureClass.BUILD, FailureClass.CRASH)
 _LEVEL = 0.95
+CARRIED_OUT = (Status.PASSED.value, Status.FAILED.value, Status.ERROR.value)
+"""How a cell ends that was tried."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ class CellComparison:
     evidence: str = ""
 
     @property
+    def vanished(self) -> bool:
+        """Whether the base carried it out and the candidate did not: it is not there, was not run, or was skipped."""
+        return self.base in CARRIED_OUT and self.candidate not in CARRIED_OUT
+
+    @property
     def judgement(self) -> Judgement:
         """The cell in one word: the worst of what it is made of; text that differs is for people to look at."""
         words = [self.outcome, *(speed.judgement for speed in self.speeds)]
@@ -149,6 +156,11 @@ class RunComparison:
     def with_judgement(self, judgement: Judgement) -> tuple[CellComparison, ...]:
         """The cells of one judgement."""
         return tuple(cell for cell in self.cells if cell.judgement is judgement)
+
+    @property
+    def vanished(self) -> tuple[CellComparison, ...]:
+        """The cells that the base carried out and the candidate did not."""
+        return tuple(cell for cell in self.cells if cell.vanished)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -203,7 +215,7 @@ def compare_cells(
     if base is None or candidate is None:
         return CellComparison(
             cell, base.status if base else None, candidate.status if candidate else None, outcome,
-            reason="planned in one of the runs only",
+            reason="not in the base" if base is None else "not in the new run",
         )  # fmt: skip
     speeds: tuple[SpeedComparison, ...] = ()
     if base.samples and candidate.samples:

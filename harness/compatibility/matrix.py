@@ -1,8 +1,9 @@
 """Results → matrix. Pure: what counts as running, failing, unsupported and not tried is decided here and nowhere else.
 
 - A phone's results and the simulator's never mix: they are two columns of a SoC.
-- The rack's own failures (INFRA, ENV), interrupted runs, cells that a user left out and cells that were only compiled
-  say nothing of whether a model runs on a SoC: the result before them counts, and without one the cell is not tried.
+- The rack's own failures (INFRA, ENV), interrupted runs, cells that a user left out, cells that were only compiled and
+  cells that nobody could judge (NOT_JUDGED, INCONCLUSIVE, INVALID) say nothing of whether a model runs on a SoC: the
+  result before them counts, and without one the cell is not tried.
 - Of each phone its latest result counts. A result without a phone (a build that failed, a gate) counts until a later
   one. Where phones of one SoC differ, a failure is what the cell shows.
 """
@@ -20,18 +21,20 @@ from harness.models import UPSTREAM
 from harness.results.records import Status
 
 _SAYS_NOTHING = (FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG)
+_UNDECIDED = (FailureClass.NOT_JUDGED, FailureClass.INCONCLUSIVE, FailureClass.INVALID)
 
 
 class State(StrEnum):
-    """What a cell of the matrix says."""
+    """What a cell of the matrix says. One that is undecided ran, and nobody can say whether it is right."""
 
     RUNS = "runs"
     FAILS = "fails"
+    UNDECIDED = "undecided"
     UNSUPPORTED = "unsupported"
     NOT_TRIED = "not tried"
 
 
-_WORST_FIRST = (State.FAILS, State.RUNS, State.UNSUPPORTED)
+_WORST_FIRST = (State.FAILS, State.UNDECIDED, State.RUNS, State.UNSUPPORTED)
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Entry:
         age_days: days since that; None without a result or its time.
         phones: phones with a result that counts, those that fail first.
         failing: of them, those that fail.
-        last_good: the latest result that passed; also of a cell that runs. Of one that fails: before it failed, and on
-            the phone that fails, where there is such a one. Where only a build failed, having compiled is good.
+        last_good: the latest result that passed; also of a cell that runs. Of one that fails or is undecided: before
+            that, and on the same phone, where there is such a one. Where only a build failed, having compiled is good.
         changed: of a cell that fails, what differs in the toolchain since `last_good`.
         note: of a cell that is not tried, what was tried and said nothing.
     """
@@ -67,6 +70,13 @@ class Entry:
     last_good: Result | None = None
     changed: tuple[Change, ...] = ()
     note: str = ""
+
+    @property
+    def word(self) -> str:
+        """The state in its own word: `runs`; of one that is undecided why, as `not judged`."""
+        if self.state is State.UNDECIDED and self.result:
+            return self.result.failure_class.lower().replace("_", " ")
+        return self.state.value
 
 
 @dataclass(frozen=True, order=True)
@@ -173,6 +183,8 @@ def state_of(result: Result) -> State:
     if result.failure_class == FailureClass.UNSUPPORTED:
         return State.UNSUPPORTED
     failed = result.status in (Status.FAILED, Status.ERROR)
+    if failed and result.failure_class in _UNDECIDED:
+        return State.UNDECIDED
     return State.FAILS if failed and result.failure_class not in _SAYS_NOTHING else State.NOT_TRIED
 
 
@@ -203,7 +215,7 @@ def _last_good(ordered: list[Result], shown: Result) -> Result | None:
     good = [
         result for result in ordered if result.status == Status.PASSED and (building or state_of(result) is State.RUNS)
     ]
-    if state_of(shown) is State.FAILS:
+    if state_of(shown) in (State.FAILS, State.UNDECIDED):
         before = [result for result in good if result.time <= shown.time] or good
         good = [result for result in before if _touched(shown) and result.phone == shown.phone] or before
     return good[-1] if good else None

@@ -23,12 +23,19 @@ from harness.results.text import NONE, number, perplexity, visible
 from harness.target import Target
 from harness.toolchain.version import qnn_words, version_words
 
-MARKS = {State.RUNS: "✓", State.FAILS: "✗", State.UNSUPPORTED: "–", State.NOT_TRIED: "…"}
+MARKS = {State.RUNS: "✓", State.FAILS: "✗", State.UNDECIDED: "?", State.UNSUPPORTED: "–", State.NOT_TRIED: "…"}
 """A sign for each state, so that colour is never all that tells them apart."""
-_STYLES = {State.RUNS: "green", State.FAILS: "bold red", State.UNSUPPORTED: "dim", State.NOT_TRIED: "yellow"}
+_STYLES = {
+    State.RUNS: "green",
+    State.FAILS: "bold red",
+    State.UNDECIDED: "bold magenta",
+    State.UNSUPPORTED: "dim",
+    State.NOT_TRIED: "yellow",
+}
 STYLE_CLASSES = {
     State.RUNS: "passed",
     State.FAILS: "failed",
+    State.UNDECIDED: "error",
     State.UNSUPPORTED: "skipped",
     State.NOT_TRIED: "not-run",
 }
@@ -140,8 +147,8 @@ def print_matrix(matrix: Compatibility, console: Console) -> None:
     for row in matrix.rows:
         table.add_row(visible(row.label), *(_words(matrix.entries[row, column]) for column in matrix.columns))
     console.print(table)
-    for row, column, found in matrix.with_state(State.FAILS):
-        console.print(Text(f"{row.label} on {column.soc} ({where(column)})", "bold red"))
+    for row, column, found in _bad(matrix):
+        console.print(Text(f"{row.label} on {column.soc} ({where(column)})", _STYLES[found.state]))
         for line in failure_lines(found):
             console.print(Text(f"    {visible(line)}"), soft_wrap=True)
     reasons = {(e.result.reason, e.result.remedy) for _, _, e in matrix.with_state(State.UNSUPPORTED) if e.result}
@@ -150,8 +157,12 @@ def print_matrix(matrix: Compatibility, console: Console) -> None:
     console.print(", ".join(f"{count} {state}" for state, count in matrix.counts.items()), highlight=False)
 
 
+def _bad(matrix: Compatibility) -> list[tuple[Row, Column, Entry]]:
+    return [*matrix.with_state(State.FAILS), *matrix.with_state(State.UNDECIDED)]
+
+
 def failure_lines(found: Entry) -> list[str]:
-    """What is known of a failing cell, a line each: what, where, since when, what to do."""
+    """What is known of a cell that fails or is undecided, a line each: what, where, since when, what to do."""
     result = found.result
     if result is None:
         return []
@@ -211,12 +222,13 @@ def _on(found: Entry) -> str:
 
 
 def _words(found: Entry) -> Text:
-    text = Text(f"{MARKS[found.state]} {found.state}", _STYLES[found.state])
+    text = Text(f"{MARKS[found.state]} {found.word}", _STYLES[found.state])
     result = found.result
     if result is None:
         return text
     if found.state is State.FAILS:
         text.append(f" {result.failure_class}")
+    if found.state in (State.FAILS, State.UNDECIDED):
         text.append(f"\n{visible(last_good_short(found))}" if found.last_good else "", "dim")
     if found.state is State.UNSUPPORTED:
         text.append(f"\n{visible(result.gate)}")
@@ -290,6 +302,7 @@ def _context(matrix: Compatibility) -> dict[str, Any]:
         "age": age,
         "change": change,
         "where": where,
+        "bad": _bad(matrix),
         "last_good": last_good,
         "last_good_short": last_good_short,
         "signature": signature,

@@ -110,14 +110,11 @@ def logprobs_of(rows: TopRows, ids: npt.NDArray[np.int64], expected: Floats) -> 
     One that is not among the phone's likeliest is at most its least one: that is taken, or what is expected where that
     is less.
     """
-    found = np.empty(ids.shape)
-    for row, wanted in enumerate(ids):
-        known = dict(zip(rows.ids[row].tolist(), rows.logprobs[row].tolist(), strict=True))
-        least = float(rows.logprobs[row].min())
-        found[row] = [
-            known.get(int(token), min(least, float(value))) for token, value in zip(wanted, expected[row], strict=True)
-        ]
-    return found
+    same = ids[:, :, None] == rows.ids[:, None, :]  # [n,k,phone's k]
+    place = same.argmax(axis=2)
+    known = np.take_along_axis(rows.logprobs, place, axis=1)
+    least = np.minimum(rows.logprobs.min(axis=1, keepdims=True, initial=0.0), expected)
+    return np.asarray(np.where(same.any(axis=2), known, least))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 
+from harness.errors import FailureClass
 from harness.results.summary import CellSummary, RunSummary
 from harness.results.text import visible
 
@@ -76,7 +77,7 @@ def _cell(cell: CellSummary, target: _Labels) -> Iterator[tuple[str, _Labels, fl
         ("decode_tokens_per_second", cell.decode_tok_s, 1),
         ("peak_memory_bytes", cell.peak_mb, 1e6),
     ):
-        if value is not None:
+        if value is not None and cell.failure_class is not FailureClass.INVALID:
             yield f"htpfarm_cell_{name}", labels, value * unit
     for record in cell.perplexities:
         where = {"ground": record.ground, "graph": record.graph}

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from events import HANG_S
+
 from harness.farm.connect import AdbServer, PhoneLink
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.payload import PayloadFile
@@ -26,10 +28,12 @@ echo "ADSP $ADSP_LIBRARY_PATH" >&2
 echo '{OBSERVER}'
 """
 HANGING_RUNNER = """#!/bin/sh
-echo started
 sleep 301 &
-sleep 302
+sleep 302 &
+echo started
+wait
 """
+"""It says that it has started once both of its children are there."""
 
 
 @contextmanager
@@ -57,7 +61,7 @@ def deploy_runner(link: PhoneLink, folder: Path, text: str) -> DeployReport:
     return deploy(link, [PayloadFile(path, "qnn_llama_runner", executable=True)])
 
 
-def session(number: int, *flags: str, timeout_s: float = 30.0, outputs: tuple[str, ...] = ()) -> SessionSpec:
+def session(number: int, *flags: str, timeout_s: float = HANG_S, outputs: tuple[str, ...] = ()) -> SessionSpec:
     """A session of the deployed script."""
     return SessionSpec("test", number, "qnn_llama_runner", flags, outputs=outputs, timeout_s=timeout_s)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from events import HANG_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,7 +79,7 @@ def test_the_versions_are_upstreams() -> None:
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=True,
     )
     assert json.loads(done.stdout.splitlines()[-1]) == dict(VERSIONS)
