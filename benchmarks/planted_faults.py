@@ -151,8 +151,8 @@ def matters_in(fault: Fault, model: ModelSpec) -> bool:
 
 def chosen(arguments: argparse.Namespace, specs: dict[str, ModelSpec]) -> Iterator[tuple[Fault, Place]]:
     """Faults and cells that were asked for, in order: all of a cell's one after the other."""
-    only = set(filter(None, arguments.only.split(",")))
-    if unknown := only - set(FAULTS):
+    only = list(filter(None, arguments.only.split(",")))
+    if unknown := set(only) - set(FAULTS):
         raise SystemExit(f"no such fault: {', '.join(sorted(unknown))}; see --list")
     kinds, modes = arguments.kinds.split(","), arguments.modes.split(",")
     for model in arguments.models.split(","):
@@ -160,9 +160,9 @@ def chosen(arguments: argparse.Namespace, specs: dict[str, ModelSpec]) -> Iterat
             for way in arguments.ways.split(","):
                 for module in arguments.modules.split(","):
                     place = Place(model, mode, way, module == "kept")
-                    for fault in FAULTS.values():
+                    for fault in [FAULTS[name] for name in only] or list(FAULTS.values()):
                         first = next((m for m in fault.modes if m in modes), None)
-                        wanted = fault.name in only if only else fault.kind in kinds
+                        wanted = bool(only) or fault.kind in kinds
                         fits = mode in fault.modes and way in fault.ways and matters_in(fault, specs[model])
                         if wanted and fits and (mode == first or not arguments.quick):
                             yield fault, place

@@ -61,10 +61,14 @@ class Row:
         if self.fault == CLEAN:
             return "FAILED" if self.caught else "passed"
         if self.caught:
-            return "caught" if self.matters or self.exempt else "caught, though nothing changed"
+            if self.matters or self.exempt:
+                return "caught"
+            return "caught, though nothing changed" if self.changes == "nothing" else "caught, small as it is"
         if self.matters:
             return f"passes ({self.exempt})" if self.exempt else "GOT THROUGH"
-        return "never struck" if not self.strikes and self.kind != "build" else "nothing changed"
+        if not self.strikes and self.kind != "build":
+            return "never struck"
+        return "nothing changed" if self.changes == "nothing" else "passes, small as it is"
 
     @property
     def wrong(self) -> bool:

@@ -156,9 +156,11 @@ def row(**changes: Any) -> Any:
     [
         ({}, "caught", False),
         ({"outcome": "PASSED"}, "GOT THROUGH", True),
-        ({"outcome": "PASSED", "matters": False}, "nothing changed", False),
+        ({"outcome": "PASSED", "matters": False, "changes": "nothing"}, "nothing changed", False),
         ({"outcome": "PASSED", "matters": False, "strikes": 0}, "never struck", False),
-        ({"matters": False}, "caught, though nothing changed", False),
+        ({"matters": False, "changes": "nothing"}, "caught, though nothing changed", False),
+        ({"matters": False, "changes": "perplexity +0.30%"}, "caught, small as it is", False),
+        ({"outcome": "PASSED", "matters": False, "changes": "perplexity +0.30%"}, "passes, small as it is", False),
         ({"outcome": "PASSED", "exempt": "it is another model"}, "passes (it is another model)", False),
         ({"problem": "INFRA: no phone"}, "PROBLEM", True),
         ({"fault": "none", "outcome": "PASSED"}, "passed", False),
