@@ -324,7 +324,7 @@ def test_a_near_tie_is_as_wide_as_its_row_is_noisy() -> None:
     witness = toy_witness(qdq, prompts=[PROMPT])
     text = witness.prompts[PROMPT]
     row = len(PROMPT) - 1 + 4
-    for spread, rules, tie in ((0.05, RULES, False), (0.07, RULES, True), (0.05, CellRules(tie=7), True)):
+    for spread, rules, tie in ((0.03, RULES, False), (0.04, RULES, True), (0.03, CellRules(tie=11), True)):
         spreads = np.full(len(text.inputs), 0.01)
         spreads[row] = spread
         own = replace(text, spread=spreads)
