@@ -20,7 +20,7 @@ from harness.errors import ConfigError, NotJudgedError
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import delegation_check, grey, qdq_check
-from harness.evaluate.lookahead import counted_check
+from harness.evaluate.lookahead import counted_check, course_of
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.seams import Stage
@@ -176,7 +176,7 @@ def _judge(
         # Its decode graph takes guesses: the stock runner has no way to score with it.
         known = load_lookahead(attempt.artifact.reference, attempt.settings)
         counts = [count for one in taken for count in accepted_counts(one.result.stderr + one.result.stdout)]
-        return [*checks, counted_check(cell.id, counts, [known[reply.fed] for reply in replies])]
+        return [*checks, counted_check(cell.id, counts, [course_of(known, reply.fed) for reply in replies])]
     rows = [part for one in judged for part in one.rows]
     return [*checks, *_accuracy(attempt, payload, deployed, info, rows)]
 

@@ -12,7 +12,7 @@ from harness.conduct.replies import Answered, run_prompts
 from harness.conduct.speed_witness import speed_check
 from harness.errors import NotJudgedError
 from harness.evaluate.judge import delegation_check
-from harness.evaluate.lookahead import course_check
+from harness.evaluate.lookahead import course_check, course_of
 from harness.evaluate.text import Judged, text_checks
 from harness.farm.failures import Failure
 from harness.model_file import Mode
@@ -76,9 +76,6 @@ def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[
     if cell.mode is Mode.LOOKAHEAD:
         known = load_lookahead(attempt.artifact.reference, attempt.settings)
         walked = [one.walked for one in answered if one.walked is not None]
-        checks.append(
-            course_check(
-                cell.id, walked, attempt.settings, [known[one.prompt] for one in walked], witness.typical_spread
-            )
-        )
+        courses = [course_of(known, one.prompt) for one in walked]
+        checks.append(course_check(cell.id, walked, attempt.settings, courses, witness.typical_spread))
     return checks, judged
