@@ -129,6 +129,7 @@ def _answered(attempt: Attempt, prompt: str, taken: Taken, turn: Mapping[str, An
         said_fed=token_ids(turn["prompt_tokens"]),
         tokens=tokens,
         rows=parse_rows(turn["rows"]),
+        steps=None if walked else int(turn["decode_steps"]),
     )
     return Answered(reply, taken.witnessed, walked)
 

@@ -32,7 +32,7 @@ class CellRules:
 
     noise: float = 1.0
     row: float = 10.0
-    gain: float = 0.01
+    gain: float = 0.006
     tie: float = 8.0
     sure: float = 2.6
     floor: float = 1.0

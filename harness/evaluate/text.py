@@ -45,6 +45,7 @@ class Reply:
         tokens: the tokens that it says it generated; None of a runner that does not say.
         rows: what each was chosen from; None likewise.
         ends_at_stop: whether the runner ends at a stop token, and so may write less than was asked for.
+        steps: executions of the decode graph that it counted, where each gives one token; else None.
     """
 
     shown: str
@@ -59,6 +60,7 @@ class Reply:
     ends_at_stop: bool = False
     least: int | None = None
     most: int | None = None
+    steps: int | None = None
 
     @property
     def range(self) -> range:
@@ -172,7 +174,7 @@ def count_check(
     stop: frozenset[int],
     unread: Collection[int] = (),
 ) -> CheckRecord:
-    """As many tokens as were asked for, or an end at a stop token; and as many as the runner counted."""
+    """As many tokens as were asked for, or an end at a stop token; as many as the runner counted, and stepped for."""
     wrong = []
     for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True)):
         # Where the bytes go on beyond what can be read, the runner's word is all there is.
@@ -182,6 +184,10 @@ def count_check(
             wrong.append(f"reply {number} has {count} tokens of {reply.wanted} that were asked for")
         elif count != reply.counted_new + 1:
             wrong.append(f"reply {number} has {len(tokens)} tokens, the runner counted {reply.counted_new + 1}")
+        elif reply.steps not in (None, count - 1):
+            wrong.append(
+                f"reply {number} has {count} tokens, the runner took {reply.steps} steps for all but the first"
+            )
     text = "; ".join(wrong) or f"{sum(len(tokens) for tokens in texts)} tokens, as many as were asked for"
     verdict = Verdict.FAILED if wrong else Verdict.PASSED if replies else Verdict.NOT_JUDGED
     return make_check(cell, "token_count", verdict, text, float(len(wrong)), 0.0)

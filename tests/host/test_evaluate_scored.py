@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from toy_witness import SPREAD, Floats, ToyQdq, random_window, top_of, toy_witness
@@ -11,7 +13,7 @@ from harness.evaluate.scored import Scored
 from harness.evaluate.seams import Stage, decode_stages, prefill_stages
 from harness.results.records import Graph
 from harness.runtime.sampling import log_softmax
-from harness.runtime.score import Leg, LegScore
+from harness.runtime.score import Leg, LegScore, TopRows
 from harness.text.windows import Window
 
 QDQ = ToyQdq()
@@ -88,12 +90,13 @@ def test_a_wrong_row_deviates_at_its_place() -> None:
 def test_windows_that_the_witness_does_not_have_count_and_are_not_compared() -> None:
     further = Stage(Leg(0, "kv", (3, 4), (4, 5)), 2, "window 2")
     other = Stage(Leg(0, "kv", (3, 4), (4, 5)), 1, "another text")
-    score = LegScore((-1.0, -2.0), top_of(QDQ([3, 4])), 2, 0.5)
+    each = tuple(log_softmax(QDQ([3, 4]))[[0, 1], [4, 5]].tolist())
+    score = LegScore(each, top_of(QDQ([3, 4])), 2, 0.5)
     found = Scored(WITNESS)
     found.add([further, other], [score, score])
     assert found.rows == []
-    assert found.targets("kv", [2]) == (-1.0, -2.0)
-    assert found.against_qdq("kv")[0] == (-1.0, -2.0)  # of window 1 alone
+    assert found.targets("kv", [2]) == each
+    assert found.against_qdq("kv")[0] == each  # of window 1 alone
 
 
 def test_a_part_of_a_window_is_compared_with_its_own_part() -> None:
@@ -112,10 +115,11 @@ def test_a_part_of_a_window_is_compared_with_its_own_part() -> None:
 
 def test_more_targets_than_the_witness_has_are_left_out_of_the_comparison() -> None:
     longer = Window((*WINDOWS[1].inputs, 3), (*WINDOWS[1].targets, 4))
+    each = tuple(log_softmax(QDQ(longer.inputs))[np.arange(13), list(longer.targets)].tolist())
     found = Scored(WITNESS)
     found.add(
         [Stage(Leg(0, "kv", longer.inputs, longer.targets), 1, "window 1")],
-        [LegScore((-1.0,) * 13, top_of(QDQ(longer.inputs)), 13, 0.1)],
+        [LegScore(each, top_of(QDQ(longer.inputs)), 13, 0.1)],
     )
     assert [len(side) for side in found.against_qdq("kv")] == [12, 12]
     assert found.rows == []
@@ -129,3 +133,32 @@ def test_other_than_the_tokens_asked_for_is_a_fault_of_the_runner(scores: int, r
         Scored(WITNESS).add([stage], [answer])
     with pytest.raises(ValueError, match="zip"):
         Scored(WITNESS).add([stage], [])
+
+
+def test_a_score_that_is_not_its_rows_is_the_runners_fault() -> None:
+    stage = PREFILL[0]
+    good = score_of(stage)
+    Scored(WITNESS).add([stage], [good])
+    inside = [row for row, target in enumerate(stage.leg.targets) if target in good.top.ids[row]]
+    for row, off, right in ((inside[0], 9e-5, True), (inside[0], 2e-4, False), (inside[-1], -2e-4, False)):
+        each = list(good.logprobs)
+        each[row] += off
+        said = replace(good, logprobs=tuple(each))
+        if right:
+            Scored(WITNESS).add([stage], [said])
+            continue
+        with pytest.raises(ProductError, match=f"token {stage.leg.targets[row]}") as error:
+            Scored(WITNESS).add([stage], [said])
+        assert f"input {row}" in str(error.value)
+
+
+def test_a_target_beyond_the_likeliest_may_not_be_likelier_than_they_are() -> None:
+    stage = PREFILL[0]
+    good = score_of(stage)
+    cut = replace(good, top=TopRows(good.top.ids[:, :2], good.top.logprobs[:, :2]))
+    Scored(WITNESS).add([stage], [cut])
+    row = next(row for row, target in enumerate(stage.leg.targets) if target not in cut.top.ids[row])
+    each = list(cut.logprobs)
+    each[row] = float(cut.top.logprobs[row].min()) + 0.01
+    with pytest.raises(ProductError, match="row says otherwise"):
+        Scored(WITNESS).add([stage], [replace(cut, logprobs=tuple(each))])

@@ -22,6 +22,7 @@ from harness.evaluate.text import (
     Logits,
     Reply,
     Verdict,
+    count_check,
     judge_reply,
     read_tokens,
     shown_text,
@@ -618,3 +619,12 @@ def test_the_toy_is_as_sure_as_the_tests_take_it_to_be() -> None:
     assert (values[:, 0] - values[:, 1]).tolist() == pytest.approx([SURE] * 16)
     assert TIE < SURE
     assert not {0, BOS} & set(RIGHT.tokens)
+
+
+def test_a_step_that_is_not_taken_or_not_counted_is_found() -> None:
+    replies = [replace(Phone(QDQ).reply(), steps=steps) for steps in (None, NEW - 1, NEW, NEW - 2)]
+    texts = [reply.tokens or () for reply in replies]
+    for reply, tokens, good in zip(replies, texts, (True, True, False, False), strict=True):
+        found = count_check("c", [reply], [tokens], frozenset())
+        assert found.passed is good, found.text
+        assert good or f"took {reply.steps} steps" in found.text
