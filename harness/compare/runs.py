@@ -433,6 +433,9 @@ def compare_perplexities(
 
 
 def _compare_scores(base: PerplexityRecord, candidate: PerplexityRecord) -> PerplexityComparison:
+    if math.isfinite(base.nll_sum) and not math.isfinite(candidate.nll_sum):
+        words = f"the candidate's log-likelihoods sum up to {-candidate.nll_sum:g}"
+        return PerplexityComparison(Judgement.REGRESSED, math.inf, reason=words)
     tokens = alike((base, candidate)).tokens
     if tokens is None:
         words = f"{base.tokens} tokens against {candidate.tokens}, and no first ones that both records tell apart"

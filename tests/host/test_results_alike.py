@@ -138,7 +138,7 @@ def test_all_of_a_models_figures_in_a_report_are_over_the_same_tokens(tmp_path: 
     assert '<th scope="col" class="n">a token<small class="line">first 128</small></th>' in html
     file = io.StringIO()
     print_table(summary, file)
-    assert "a token," in file.getvalue()
+    assert "ppl: perplexity of the held-out text, of a token, first 128;" in file.getvalue()
     assert whole[:4] not in file.getvalue()
     assert f"{phone[:4]} (kv, a token, first 128)" in render_summary(summary)
     assert whole[:4] not in render_summary(summary)
@@ -165,6 +165,11 @@ def test_figures_that_have_no_tokens_in_common_are_marked(tmp_path: Path) -> Non
     assert "(kv, over 128 tokens)" in cut
     cell = summary.cells[0]
     assert against_before(cell.on("PHONE")[0], cell) is None
+    file = io.StringIO()
+    print_table(summary, file)
+    shown = " ".join(file.getvalue().split())
+    assert "of what stands below it" in shown
+    assert "over 256" in shown
 
 
 def test_a_whole_text_that_all_scored_is_a_words_perplexity_and_needs_no_mark(tmp_path: Path) -> None:
@@ -282,6 +287,17 @@ def test_two_runs_that_scored_different_shares_compare_over_the_common_one(tmp_p
     text = console.export_text()
     assert "5 blocks, 160 tokens" in text
     assert "over the first 160 tokens" in text
+
+
+@pytest.mark.parametrize("off", [math.nan, math.inf])
+def test_a_candidate_whose_perplexity_is_no_number_regressed(tmp_path: Path, off: float) -> None:
+    base, broken = score(KV, "PHONE", "kv", 8), score(KV, "PHONE", "kv", 8, off)
+    assert compare_perplexities([base], [broken])["kv"].judgement is Judgement.REGRESSED
+    assert compare_perplexities([broken], [base])["kv"].judgement is Judgement.INVALID
+    sides = side(tmp_path, "a", base), side(tmp_path, "b", broken)
+    found = run_gate(sides[1], sides[0], str(tmp_path / "h.sqlite"), tmp_path / "none")
+    assert found.status == 1
+    assert "perplexity of the kv graph +inf% against the base" in found.findings[0].what
 
 
 def test_a_baseline_over_fewer_tokens_holds_for_the_first_ones(tmp_path: Path) -> None:
