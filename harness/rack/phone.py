@@ -100,7 +100,6 @@ class VirtualPhone:
         self._listener.close()
         self._listener = None
         await self.drop_connections()
-        self._back.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._back.wait()
@@ -161,6 +160,7 @@ class VirtualPhone:
                     case ["back"]:
                         self._back.set()
                     case ["away", seconds] if seconds.replace(".", "", 1).isdigit():
+                        self._back.clear()
                         self._background(self._go_away(float(seconds)))
                     case ["fault", "clear"]:
                         self.faults.clear()

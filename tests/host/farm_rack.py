@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,15 @@ cat input.json >> outputs.txt 2>/dev/null
 echo "ADSP $ADSP_LIBRARY_PATH" >&2
 echo '{OBSERVER}'
 """
-HANGING_RUNNER = """#!/bin/sh
-sleep 301 &
-sleep 302 &
+OWN = os.environ.setdefault("HTPFARM_TESTS_OWN", str(os.getpid()))
+"""Marks what these tests and their programs start: phones without namespaces show the processes of all racks, those of
+the tests beside them, too. Digits, so that `sleep 301.OWN` is told from others'.
+"""
+NAPS = f".{OWN}"
+"""In the command line of every sleep."""
+HANGING_RUNNER = f"""#!/bin/sh
+sleep 301{NAPS} &
+sleep 302{NAPS} &
 echo started
 wait
 """
@@ -63,7 +70,7 @@ def deploy_runner(link: PhoneLink, folder: Path, text: str) -> DeployReport:
 
 def session(number: int, *flags: str, timeout_s: float = HANG_S, outputs: tuple[str, ...] = ()) -> SessionSpec:
     """A session of the deployed script."""
-    return SessionSpec("test", number, "qnn_llama_runner", flags, outputs=outputs, timeout_s=timeout_s)
+    return SessionSpec(f"test{OWN}", number, "qnn_llama_runner", flags, outputs=outputs, timeout_s=timeout_s)
 
 
 def processes(link: PhoneLink, word: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import farm_rack
 import pytest
 from events import HANG_S, until
-from farm_rack import GOOD_RUNNER, deploy_runner, link_to
+from farm_rack import GOOD_RUNNER, NAPS, deploy_runner, link_to
 
 from harness.build.cache import Artifact
 from harness.conduct.attempt import Attempt, Bench
@@ -67,7 +67,7 @@ def phones(rack: RackState, folder: Path) -> Iterator[tuple[AttachedPhone, ...]]
         clear(name, state_dir=folder)
 
 
-NEVER_ENDS = "#!/bin/sh\nexec sleep 3600\n"
+NEVER_ENDS = f"#!/bin/sh\nexec sleep 3600{NAPS}\n"
 
 
 def reboots(folder: Path, *names: str) -> None:

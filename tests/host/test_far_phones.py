@@ -20,7 +20,7 @@ from pathlib import Path
 import farm_rack
 import pytest
 from events import HANG_S, until
-from farm_rack import GOOD_RUNNER, deploy_runner, processes
+from farm_rack import GOOD_RUNNER, NAPS, deploy_runner, processes
 
 import harness.farm.connect
 from harness.build.cache import Artifact
@@ -51,7 +51,7 @@ from harness.target import Target
 
 PORT = 6037
 LOST_AFTER_S = 4
-SLOW_RUNNER = "#!/bin/sh\nexec sleep 3003\n"
+SLOW_RUNNER = f"#!/bin/sh\nexec sleep 3003{NAPS}\n"
 UP = """
 import sys
 from pathlib import Path
@@ -232,7 +232,7 @@ def test_a_cable_pulled_in_the_middle_of_a_run_is_infrastructure_and_another_com
         return SLOW_RUNNER
 
     def pull() -> None:
-        until(lambda: processes(link, "sleep 3003"))
+        until(lambda: processes(link, f"sleep 3003{NAPS}"))
         far.plug("down")
 
     try:
@@ -244,10 +244,10 @@ def test_a_cable_pulled_in_the_middle_of_a_run_is_infrastructure_and_another_com
     # The far phone is none the worse: when the cable is back it is swept of the runner that was lost, and good.
     assert bench.nurse.book.state(link.serial) is HealthState.UNKNOWN
     until(link.server.answers)
-    assert processes(link, "sleep 3003")  # nobody waited for its end
+    assert processes(link, f"sleep 3003{NAPS}")  # nobody waited for its end
     _, left = prepare(bench.nurse, phones[0].phone, link)
     assert left.killed
-    assert not processes(link, "sleep 3003")
+    assert not processes(link, f"sleep 3003{NAPS}")
     assert bench.nurse.book.state(link.serial) is HealthState.GOOD
 
 
@@ -255,19 +255,19 @@ def test_a_command_on_a_lost_computer_is_lost_and_not_only_late(far: Far, phones
     link = phones[0].link
 
     def pull() -> None:
-        until(lambda: processes(link, "sleep 3004"))
+        until(lambda: processes(link, f"sleep 3004{NAPS}"))
         far.plug("down")
 
     hand = threading.Thread(target=pull)
     hand.start()
     try:
         with pytest.raises(AdbLost, match="connection was lost"):
-            link.shell("exec sleep 3004", timeout_s=HANG_S)
+            link.shell(f"exec sleep 3004{NAPS}", timeout_s=HANG_S)
     finally:
         hand.join()
         far.plug("up")
     until(link.server.answers)
-    for line in processes(link, "sleep 3004"):
+    for line in processes(link, f"sleep 3004{NAPS}"):
         link.must(["kill", line.split()[1]])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from events import HANG_S, NEVER_S, until
-from farm_rack import link_to, processes
+from farm_rack import NAPS, link_to, processes
 from runtime_fixtures import ToyHtp, toy_info
 from toy_runner import AR, CONTEXT
 
@@ -111,12 +111,12 @@ def test_a_stream_ends_with_its_command_its_time_or_its_phone(link: PhoneLink, r
         with pytest.raises(AdbTimeout):
             stream.wait(time.monotonic() + 0.5)
         assert len(stream.stdout) == 1000
-    with link.open_shell("exec sleep 3600") as stream:
-        drop = once(lambda: processes(link, "sleep 3600"), lambda: tell(Path(rack.phones[0].root), "drop"))
+    with link.open_shell(f"exec sleep 3600{NAPS}") as stream:
+        drop = once(lambda: processes(link, f"sleep 3600{NAPS}"), lambda: tell(Path(rack.phones[0].root), "drop"))
         with drop, pytest.raises(AdbLost):
             stream.send(b"x" * 100_000_000, deadline)
     link.wait_ready(HANG_S)
-    for line in processes(link, "sleep 3600"):
+    for line in processes(link, f"sleep 3600{NAPS}"):
         link.must(["kill", line.split()[1]])
 
 

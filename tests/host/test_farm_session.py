@@ -12,7 +12,7 @@ from pathlib import Path
 import farm_rack
 import pytest
 from events import HANG_S, until, within_some_limit
-from farm_rack import GOOD_RUNNER, HANGING_RUNNER, OBSERVER, deploy_runner, link_to, processes, session
+from farm_rack import GOOD_RUNNER, HANGING_RUNNER, NAPS, OBSERVER, OWN, deploy_runner, link_to, processes, session
 
 from harness.errors import ConfigError, EnvError, FailureClass, InfraError
 from harness.farm.connect import AdbServer, PhoneLink
@@ -73,11 +73,11 @@ def test_a_failed_command_says_all(link: PhoneLink) -> None:
 def test_the_time_limit_holds_for_a_command_that_keeps_printing(link: PhoneLink) -> None:
     def printed(limit_s: float) -> str:
         with pytest.raises(AdbTimeout) as caught:
-            link.shell("while :; do echo on; sleep 0.05; done", timeout_s=limit_s)
+            link.shell(f"while : {OWN}; do echo on; sleep 0.05; done", timeout_s=limit_s)
         return caught.value.stdout
 
     assert within_some_limit(printed).startswith("on\n")
-    for line in processes(link, "while :"):
+    for line in processes(link, f"while : {OWN}"):
         link.shell(["kill", "-9", line.split()[1]])  # it may just have ended by itself: nobody reads what it prints
 
 
@@ -322,8 +322,8 @@ def test_the_time_limit_ends_the_runner_and_its_children_on_the_phone(link: Phon
     assert result.timed_out
     assert result.exit_status is None
     assert result.stdout == "started\n"
-    assert processes(link, "sleep 30") == []
-    assert processes(link, "test-2/qnn_llama_runner") == []  # without namespaces other racks' runners are seen too
+    assert processes(link, NAPS) == []
+    assert processes(link, f"test{OWN}-2/qnn_llama_runner") == []
     found = classify(result)
     assert found
     assert found.failure_class is FailureClass.PRODUCT
@@ -347,7 +347,7 @@ def test_a_lost_connection_is_infrastructure_and_leaves_nothing(
     (phone,) = (phone for phone in rack.phones if phone.name == "s24")
 
     def pull_cable() -> None:
-        until(lambda: len(processes(link, "sleep 30")) == 2)
+        until(lambda: len(processes(link, NAPS)) == 2)
         tell(Path(phone.root), "drop")
 
     hand = threading.Thread(target=pull_cable)
@@ -355,10 +355,10 @@ def test_a_lost_connection_is_infrastructure_and_leaves_nothing(
     with pytest.raises(AdbLost):
         run_session(link, deployed, session(4), tmp_path / "out", return_s=HANG_S)
     hand.join()
-    assert processes(link, "sleep 30") == []
+    assert processes(link, NAPS) == []
 
 
-GONE = f"{RECORD_PID}; cd /; exec sleep 304"
+GONE = f"{RECORD_PID}; cd /; exec sleep 304{NAPS}"
 
 
 DYING = """
@@ -380,26 +380,26 @@ with leased(link, Owner.this_process("dying"), lease_dir=folder / "leases"):
 def test_what_a_killed_run_left_is_swept(rack: RackState, link: PhoneLink, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", DYING, str(Path(__file__).parent), str(rack.adb_port), link.serial, str(tmp_path)]
     with subprocess.Popen(argv, cwd=REPOSITORY) as process:
-        until(lambda: len(processes(link, "sleep 30")) == 2)
+        until(lambda: len(processes(link, NAPS)) == 2)
         with pytest.raises(InfraError, match="no phone is free"):
             acquire(link.serial, Owner.this_process("next"), lease_dir=tmp_path / "leases")
         process.kill()
-    assert len(processes(link, "sleep 30")) == 2, "the runner outlives its host, as on a phone"
+    assert len(processes(link, NAPS)) == 2, "the runner outlives its host, as on a phone"
     # Strangers that have the number of a pid file, but not its start or its boot, must live.
     link.must(
-        f"{START_OF} mkdir -p {RUN}/old-1 {RUN}/old-2; cd /data; nohup sleep 303 >/dev/null 2>&1 & "
+        f"{START_OF} mkdir -p {RUN}/old-1 {RUN}/old-2; cd /data; nohup sleep 303{NAPS} >/dev/null 2>&1 & "
         f"echo $! 1 $(cat {BOOT_ID}) > {RUN}/old-1/pid; echo $! $(start_of $!) x > {RUN}/old-2/pid"
     )
     # A recorded process that has left its folder must not.
     link.must(f"mkdir {RUN}/old-3; (cd {RUN}/old-3; exec sh -c {shlex.quote(GONE)}) >/dev/null 2>&1 &")
-    until(lambda: len(processes(link, "sleep 304")) == 1)
+    until(lambda: len(processes(link, f"sleep 304{NAPS}")) == 1)
     link.must(f"mkdir -p {STORE}/0; echo x > {STORE}/0/.m.1.part; echo y > {STORE}/0/keep")
     with leased(link, Owner.this_process("next"), lease_dir=tmp_path / "leases") as (lease, report):
         assert lease.held
     assert len(report.killed) == 4  # the script and its two children, and the one that left
     removed = {path[path.index(RUN.removesuffix("/run")) :] for path in report.removed}
-    assert removed == {*(f"{RUN}/old-{n}" for n in (1, 2, 3)), f"{RUN}/test-5", f"{STORE}/0/.m.1.part"}
-    (stranger,) = processes(link, "sleep 30")
+    assert removed == {*(f"{RUN}/old-{n}" for n in (1, 2, 3)), f"{RUN}/test{OWN}-5", f"{STORE}/0/.m.1.part"}
+    (stranger,) = processes(link, NAPS)
     assert "sleep 303" in stranger
     assert link.must(["cat", f"{STORE}/0/keep"]).stdout == "y\n"
     assert not sweep(link)

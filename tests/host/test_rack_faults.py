@@ -13,7 +13,7 @@ from pathlib import Path
 import farm_rack
 import pytest
 from events import HANG_S, NEVER_S, until
-from farm_rack import GOOD_RUNNER, HANGING_RUNNER, deploy_runner, link_to, processes, session
+from farm_rack import GOOD_RUNNER, HANGING_RUNNER, NAPS, deploy_runner, link_to, processes, session
 from rack_support import Adb
 
 from harness.cli import main
@@ -30,6 +30,7 @@ from harness.rack import manage
 from harness.rack.fault_cli import arm, clear
 from harness.rack.faults import FaultKind, FaultPlan, FaultSpec, read_faults
 from harness.rack.manage import RackState
+from harness.rack.phone import tell
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +149,10 @@ def test_a_reboot_in_the_middle_of_a_run_is_a_crash(
 
 
 def test_the_runner_is_killed_as_by_the_low_memory_killer(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
-    deployed = deploy_runner(link, tmp_path, "#!/bin/sh\nexec sleep 302\n")
+    deployed = deploy_runner(link, tmp_path, f"#!/bin/sh\nexec sleep 302{NAPS}\n")
 
     def kill() -> None:
-        until(lambda: processes(link, "sleep 302"))
+        until(lambda: processes(link, NAPS))
         arm("s24", FaultSpec(FaultKind.KILL_RUNNER), state_dir=folder)
 
     killer = threading.Thread(target=kill)
@@ -160,7 +161,7 @@ def test_the_runner_is_killed_as_by_the_low_memory_killer(link: PhoneLink, folde
     killer.join()
     assert result.exit_status == 137
     assert "lowmemorykiller: Kill 'qnn_llama_runner'" in link.must("logcat -d").stdout
-    assert not processes(link, "sleep 302")
+    assert not processes(link, NAPS)
 
 
 def test_heat_battery_and_storage_come_and_go(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
@@ -191,11 +192,12 @@ def test_heat_battery_and_storage_come_and_go(link: PhoneLink, folder: Path, tmp
     until(well)
 
 
-def test_what_was_cleared_does_not_strike_later(link: PhoneLink, folder: Path) -> None:
+def test_what_was_cleared_does_not_strike_later(link: PhoneLink, rack: RackState, folder: Path) -> None:
     start = time.time()
-    arm("s24", FaultSpec(FaultKind.REBOOT, after_s=0.5), state_dir=folder)
-    clear("s24", state_dir=folder)
-    arm("s24", FaultSpec(FaultKind.BATTERY, after_s=0.6, seconds=0.0), state_dir=folder)
+    cleared = FaultSpec(FaultKind.REBOOT, after_s=0.1)
+    later = FaultSpec(FaultKind.BATTERY, after_s=0.2, seconds=0.0)
+    # In one breath: nothing strikes in between.
+    tell(Path(rack.phones[0].root), f"fault {cleared.to_json()}\nfault clear\nfault {later.to_json()}")
     until(lambda: struck(folder, FaultKind.BATTERY, start))
     assert not struck(folder, FaultKind.REBOOT, start)
 

@@ -246,8 +246,8 @@ def test_a_plain_rack_works_without_namespaces(tmp_path: Path) -> None:
         adb.out("pull", "/data/local/tmp/f", str(tmp_path / "f"))
         assert (tmp_path / "f").read_bytes() == b"body"
         before = adb.shell("cat /proc/sys/kernel/random/boot_id")
-        waiting = subprocess.Popen(adb.argv("shell", "sleep 600.25"), stdout=subprocess.DEVNULL)
-        until(lambda: commands_naming("sleep 600.25 "))
+        waiting = subprocess.Popen(adb.argv("shell", f"sleep 600.{os.getpid()}"), stdout=subprocess.DEVNULL)
+        until(lambda: commands_naming(f"sleep 600.{os.getpid()} "))
         adb.out("reboot")
         assert waiting.wait(HANG_S) != 0
 
