@@ -167,6 +167,15 @@ def test_a_build_that_failed_for_a_pinned_cell_names_no_phone() -> None:
     assert (found.state, found.phones, found.failing) == (State.FAILS, (), ())
 
 
+def test_a_result_that_came_to_no_phone_is_of_all_of_them() -> None:
+    before = result("r1", 10, phone="a")
+    found = entry([before, failed("r2", 11, phone="")], NOW)
+    assert (found.state, found.phones, found.failing, found.last_good) == (State.FAILS, (), (), before)
+    assert entry([failed("r2", 11, phone=""), result("r3", 12, phone="b")], NOW).phones == ("b",)
+    found = entry([failed("r1", 10, phone="a"), result("r2", 11, phone="")], NOW)
+    assert (found.state, found.phones) == (State.RUNS, ())
+
+
 # The last good
 
 

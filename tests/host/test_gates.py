@@ -81,6 +81,8 @@ def test_a_recipe_that_the_architecture_refuses_is_not_advised(tmp_path: Path) -
     verdict = judge(cell(tmp_path, Mode.KV, "SM8450", needs={"kv_bits": 16}, params=params), Target.SIM)
     assert "16a4w_kv8, then 16a4w_kv8_mixed" in verdict.remedy
     assert "spin" not in verdict.remedy
+    lpbq = judge(cell(tmp_path, Mode.KV, "SM8350", needs={"lpbq": True}, params=params), Target.SIM)
+    assert (lpbq.gate, lpbq.remedy) == ("lpbq", verdict.remedy)
 
 
 def test_where_no_recipe_helps_that_is_the_first_thing_said(tmp_path: Path) -> None:

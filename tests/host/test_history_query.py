@@ -319,7 +319,7 @@ def test_evidence_is_of_the_last_outcome_of_what_failed(history: History) -> Non
     add_outcome(history, "r1", 5, "s", evidence_path="s.log")
     add_outcome(history, "r1", 6, "n", evidence_path="old.log")
     add_outcome(history, "r1", 7, "n", evidence_path=None)
-    add_outcome(history, "r1", 8, "x", kind="sample", evidence_path="no-outcome.log")
+    add_outcome(history, "r1", 11, "x", kind="sample", evidence_path="no-outcome.log")
     add_outcome(history, "r1", 10, "x")
     add_outcome(history, "r2", 1, "f", evidence_path="of-r2.log")
     assert OutcomeRecord.kind == "outcome"

@@ -116,6 +116,14 @@ def test_where_any_phone_will_do_there_is_a_cell_for_each_soc(models: list[Model
     assert cells_for_rack(models[:1], [Mode.KV], phones, []) == ()
 
 
+def test_what_can_be_gone_through_only_once_is_enough(models: list[ModelSpec]) -> None:
+    chosen = [SOCS["SM8650"], SOCS["SM8550"]]
+    assert cells(iter(models), None, iter(chosen)) == cells(models, None, chosen)
+    phones = [Phone(name, None, None, SOCS[soc]) for name, soc in (("a", "SM8650"), ("b", "SM8550"))]
+    found = cells_for_rack(iter(models), None, iter(phones), iter(chosen))
+    assert found == cells_for_rack(models, None, phones)
+
+
 def test_pinned_cells_sort_by_their_id_whatever_the_racks_order(models: list[ModelSpec]) -> None:
     phones = [Phone(name, None, None, SOCS["SM8650"]) for name in ("z", "m", "a")]
     ids = [cell.id for cell in cells_for_rack(models, [Mode.KV], phones)]
