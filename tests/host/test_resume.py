@@ -22,8 +22,9 @@ from harness.matrix import cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS, REPOSITORY
-from harness.results import DeployRecord, RecordWriter, RunData, load_run
+from harness.results import DeployRecord, RecordWriter, RunData, TtftRecord, load_run
 from harness.soc import find_soc
+from harness.target import Target
 
 
 @pytest.fixture
@@ -43,6 +44,41 @@ def test_every_outcome_is_done_and_tries_are_counted_on(run: RunData) -> None:
     assert UNRUN not in found.done
     assert (found.attempts[UNRUN], found.attempts[GOOD]) == (2, 1)
     assert Resumed.from_data(json.loads(json.dumps(found.to_data()))) == found
+
+
+def test_nothing_is_done_before_a_run_is_interrupted() -> None:
+    assert Resumed() == Resumed(frozenset(), {})
+    assert Resumed(frozenset("cab")).to_data() == {"done": ["a", "b", "c"], "attempts": {}}
+
+
+def ttft(attempt: int) -> TtftRecord:
+    return TtftRecord(UNRUN, "s25", "127.0.0.1:5601", Target.SIM, "kv", 1, 8, 8, 90.0, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("samples", "ttfts", "deploys", "tries"),
+    [
+        ([2, 1], [], 0, 2),  # the highest, whichever was written last
+        ([1, 2], [], 0, 2),
+        ([], [3, 1], 0, 3),
+        ([], [1, 3], 0, 3),
+        ([2], [1], 0, 2),  # the first try of TTFT came to nothing
+        ([1], [2], 0, 2),
+        ([3], [2], 1, 3),
+        ([], [], 1, 1),
+        ([1], [1], 2, 2),  # the second left nothing but its files
+    ],
+)
+def test_the_tries_of_a_cell_are_the_most_that_any_kind_of_record_shows(
+    run: RunData, samples: list[int], ttfts: list[int], deploys: int, tries: int
+) -> None:
+    records = {
+        "samples": tuple(sample(UNRUN, attempt=attempt) for attempt in samples),
+        "ttfts": tuple(ttft(attempt) for attempt in ttfts),
+        "deploys": (DeployRecord(UNRUN, "s25", (), (), 0, 0.1),) * deploys,
+    }
+    found = resumed(replace(run, **{kind: {UNRUN: made} if made else {} for kind, made in records.items()}))
+    assert found.attempts == {UNRUN: tries}
 
 
 def _check(run: RunData, **changes: object) -> None:
@@ -69,6 +105,36 @@ def test_another_run_is_refused(run: RunData, change: object, words: str) -> Non
     with pytest.raises(ConfigError, match="--resume reports/r") as caught:
         _check(run, **change(run))  # type: ignore[operator]
     assert words in str(caught.value)
+
+
+def test_all_that_differs_is_named_and_of_many_cells_three(run: RunData) -> None:
+    new = [planned(f"x{i}-kv-SM8650", 75) for i in range(4)]
+    for count, words in ((3, "x0-kv-SM8650, x1-kv-SM8650, x2-kv-SM8650 not planned then"),
+                         (4, "x0-kv-SM8650, x1-kv-SM8650, x2-kv-SM8650 and 1 more not planned then")):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            _check(run, planned=(*run.plan, *reversed(new[:count])))
+        assert caught.value.what == f"this is not the run's plan: {words}"
+    other = replace(run.plan[-1], recipe="other")
+    with pytest.raises(ConfigError) as caught:
+        _check(run, planned=(*run.plan[1:-1], other, new[0]), target="android", toolchain={})
+    assert caught.value.what == (
+        f"this is not the run's plan: {new[0].cell} not planned then; {GOOD} no longer planned; "
+        f"{other.cell} planned otherwise"
+    )
+    assert "report.html names its command" in caught.value.remedy
+
+
+def test_each_part_of_the_toolchain_that_differs_is_named(run: RunData) -> None:
+    known = dict(run.run.toolchain)
+    now = {name: value for name, value in known.items() if name != "executorch"} | {"qnn": "2.51", "a-new": "1"}
+    with pytest.raises(ConfigError) as caught:
+        _check(run, toolchain=now, target="android")
+    assert caught.value.what == (
+        "the toolchain is not the run's: a-new: none then, 1 now; "
+        f"executorch: {known['executorch']} then, none now; qnn: {known['qnn']} then, 2.51 now"
+    )
+    assert caught.value.where == "--resume reports/r"
+    assert "start a new run" in caught.value.remedy
 
 
 RACK = "version: 1\nphones:\n  - {name: one, virtual: galaxy_s24}\n  - {name: two, virtual: galaxy_s24}\n"
