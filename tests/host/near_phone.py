@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -132,6 +133,16 @@ def near_phone(root: Path, serial: str = "near", server: AdbServer | None = None
 
 @contextlib.contextmanager
 def listening() -> Iterator[AdbServer]:
-    """Where somebody listens, as an adb server does."""
+    """Where somebody listens, as an adb server does, and hangs up whatever is asked."""
     with socket.create_server(("127.0.0.1", 0)) as door:
-        yield AdbServer("127.0.0.1", door.getsockname()[1])
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    door.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        try:
+            yield AdbServer("127.0.0.1", door.getsockname()[1])
+        finally:
+            door.shutdown(socket.SHUT_RDWR)
