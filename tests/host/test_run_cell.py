@@ -13,6 +13,7 @@ from lease_support import Clock
 from near_phone import NearPhone, listening, near_phone
 
 from harness.build.cache import Artifact
+from harness.conduct import run_attempt as one_attempt
 from harness.conduct import run_cell as module
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.run_cell import Tried, advised, fitting, keep_evidence, not_built, run_cell, settle, try_once
@@ -34,7 +35,7 @@ from harness.matrix import Cell, cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS
-from harness.results.records import OutcomeRecord, Record, Status
+from harness.results.records import CheckRecord, DeployRecord, OutcomeRecord, Record, Status
 from harness.soc import SOCS
 from harness.target import Target
 
@@ -556,3 +557,23 @@ def test_a_cell_is_tried_with_all_that_it_was_given(tmp_path: Path, cell: Cell) 
         there.leases.asked.clear()
         outcome = run_cell(there.bench, cell, artifact(tmp_path), run=on([], None))
         assert (outcome.attempts, there.leases.asked[0][2]) == (1, 3600.0)
+
+
+@pytest.mark.parametrize("operators", [(), ("aten::layer_norm.out",)])
+def test_a_program_that_leaves_work_to_the_cpu_fails_though_all_else_passes(
+    tmp_path: Path, cell: Cell, scripted_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, operators: tuple[str, ...]
+) -> None:
+    good = CheckRecord(cell.id, "phone_vs_qdq_ppl", True, 0.0, 0.02, "as QDQ")
+    monkeypatch.setattr(one_attempt, "run_prompts", lambda *_: [])
+    monkeypatch.setattr(one_attempt, "measure_accuracy", lambda *_: [good])
+    monkeypatch.setattr(one_attempt, "read_info", lambda _: SimpleNamespace(operators=operators))
+    with rack(tmp_path, "a") as there:
+        failure = one_attempt.run_attempt(Attempt(there.bench, cell, scripted_artifact, there.phones[0], 1))
+    deployed, whole, other = there.recorded
+    assert isinstance(deployed, DeployRecord)
+    assert isinstance(whole, CheckRecord)
+    assert (whole.name, whole.passed, other) == ("whole_on_htp", not operators, good)
+    if operators:
+        assert failure == Failure(PRODUCT, "whole_on_htp: left to the CPU: aten::layer_norm.out")
+    else:
+        assert failure is None
