@@ -166,6 +166,9 @@ def test_who_does_not_wait_tries_once(tmp_path: Path, clock: Clock) -> None:
     with locked(tmp_path / "R3.lock", me("first")), pytest.raises(InfraError) as caught:
         acquire_any(["R3"], me(), lease_dir=tmp_path, progress=heard.append)
     assert (clock.slept, heard) == ([], [])
+    with locked(tmp_path / "R3.lock"), pytest.raises(InfraError):
+        acquire("R3", me(), lease_dir=tmp_path)
+    assert clock.slept == []
     assert (caught.value.what, caught.value.where) == ("no phone is free", "R3")
     assert "its lease ends with it" in caught.value.remedy
 
@@ -223,6 +226,10 @@ def test_holders_are_living_processes_of_this_host_and_all_of_others(tmp_path: P
     }
     for name, text in said.items():
         (tmp_path / f"{name}.lock").write_text(text)
+    away = [f"p{number}" for number in range(9)]
+    said |= {name: json.dumps(asdict(replace(dead(), host="elsewhere"))) for name in away}
+    for name in away:
+        (tmp_path / f"{name}.lock").write_text(said[name])
     os.utime(tmp_path / "R3.lock", (50.0, 60.0))
     (tmp_path / "folder.lock").mkdir()
     (tmp_path / "R9.txt").write_text(said["R3"])
@@ -230,6 +237,7 @@ def test_holders_are_living_processes_of_this_host_and_all_of_others(tmp_path: P
     assert [(holder.serial, holder.owner and holder.owner.run_id) for holder in found] == [
         ("R3", "mine"),
         ("a/b", "run-x"),
+        *((name, "run-x") for name in away),
     ]
     assert found[0].heartbeat == 60.0
 
@@ -357,6 +365,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2]]
 from lease_support import me
 from test_farm_lease import acquire, beats
+os.close(0)  # the lease takes the first number that is free
 lease = acquire("R3", me(), lease_dir=Path(sys.argv[1]))
 child = os.fork()
 if child == 0:

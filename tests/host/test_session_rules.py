@@ -135,10 +135,11 @@ def test_a_session_has_its_own_files_and_none_of_an_earlier_one_of_its_name(link
 def test_empty_outputs_are_missing_and_those_in_folders_are_fetched_into_folders(
     link: NearPhone, tmp_path: Path
 ) -> None:
-    script = "mkdir -p a/b; echo x > a/b/c.txt; : > empty.txt; mkdir folder.txt; echo y > 'a b;c.txt'"
-    outputs = ("empty.txt", "a b;c.txt", "folder.txt", "a/b/c.txt")
+    script = "mkdir -p a/b; echo x > a/b/c.txt; : > empty.txt; mkdir folder.txt; echo y > 'a b;c.txt'; echo z > d"
+    outputs = ("empty.txt", "a b;c.txt", "folder.txt", "a/b/c.txt", "d")
     result = run_session(link, runner(link, script), session(1, outputs=outputs), tmp_path / "out" / "deep")
-    assert {name: path.read_text() for name, path in result.files.items()} == {"a b;c.txt": "y\n", "a/b/c.txt": "x\n"}
+    found = {name: path.read_text() for name, path in result.files.items()}
+    assert found == {"a b;c.txt": "y\n", "a/b/c.txt": "x\n", "d": "z\n"}
     assert result.files["a/b/c.txt"] == tmp_path / "out" / "deep" / "a" / "b" / "c.txt"
     assert result.missing == ("empty.txt", "folder.txt")
 
