@@ -24,7 +24,7 @@ from harness.farm.workspace import BOOT_ID, ROOT
 
 # Android's programs: what they print stands in files of the phone's folder.
 TOOLS = {
-    "df": '[ "$*" = "-k /data/local/tmp" ] || exit 9; echo "Filesystem 1K-blocks Used Available Use% On"; cat "$PHONE/df"',
+    "df": '[ "$*" = "-k /data/local/tmp" ] || exit 9; echo "Filesystem 1K-blocks Used Available Use%"; cat "$PHONE/df"',
     "logcat": 'cat "$PHONE/logcat"',
     "getprop": 'case "$1" in sys.boot_completed) echo 1;; *) echo true;; esac',
     "dumpsys": 'echo "  level: 80"; echo "  temperature: $(cat "$PHONE/tenths")"',
