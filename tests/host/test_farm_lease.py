@@ -262,6 +262,23 @@ def test_a_lease_replaces_all_that_its_file_said_and_leaves_nothing(tmp_path: Pa
     assert (tmp_path / "R3.lock").read_text() == ""
 
 
+def test_who_reads_while_a_phone_changes_hands_sees_nothing_or_the_new_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, seen = tmp_path / "R3.lock", os.pwrite, []
+    path.write_text("x" * 5000)
+
+    def watched(descriptor: int, data: bytes, offset: int) -> int:
+        seen.append(path.read_text())
+        done = write(descriptor, data, offset)
+        seen.append(json.loads(path.read_text())["run_id"])
+        return done
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    acquire("R3", me("new"), lease_dir=tmp_path).release()
+    assert seen == ["", "new"]
+
+
 def descriptors() -> set[str]:
     return {path.name for path in Path("/proc/self/fd").iterdir()}
 
