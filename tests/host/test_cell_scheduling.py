@@ -405,6 +405,14 @@ def test_a_worker_that_dies_in_a_test_without_a_phone_frees_none(start: Callable
     assert run.workers[1].sent == [test_id("c0"), test_id("c1")]
 
 
+def test_that_an_idle_workers_test_is_over_once_more_changes_nothing(start: Callable[..., Run]) -> None:
+    run = start(jobs("c0", "c1"), "a", workers=2)
+    run.scheduling.mark_test_complete(run.workers[1], 0)  # type: ignore[arg-type]
+    assert run.sent() == [["test_cell[c0]"], []]
+    run.finish(0)
+    assert run.all_sent() == ["test_cell[c0]", "test_cell[c1]"]
+
+
 def test_a_new_worker_is_sent_tests_when_it_has_collected(start: Callable[..., Run], poll: Poll) -> None:
     run = start(jobs("c0", "c1"), "ab", workers=1)
     late = Worker(run.workers[0].collection)
