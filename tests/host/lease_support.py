@@ -88,6 +88,12 @@ def refuse(error: OSError) -> Callable[..., object]:
     return call
 
 
+def own_processes() -> list[psutil.Process]:
+    """This process and its children: all that a test of breaking may reach, whatever is wrong with what it tests."""
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
+
+
 def python(program: str, *arguments: Path) -> str:
     """What a Python says that has harness at hand."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])}

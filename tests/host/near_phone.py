@@ -24,7 +24,7 @@ from harness.farm.workspace import BOOT_ID, ROOT
 
 # Android's programs: what they print stands in files of the phone's folder.
 TOOLS = {
-    "df": 'echo "Filesystem 1K-blocks Used Available Use% Mounted on"; cat "$PHONE/df"',
+    "df": '[ "$*" = "-k /data/local/tmp" ] || exit 9; echo "Filesystem 1K-blocks Used Available Use%"; cat "$PHONE/df"',
     "logcat": 'cat "$PHONE/logcat"',
     "getprop": 'case "$1" in sys.boot_completed) echo 1;; *) echo true;; esac',
     "dumpsys": 'echo "  level: 80"; echo "  temperature: $(cat "$PHONE/tenths")"',
@@ -69,7 +69,7 @@ class NearPhone(PhoneLink):
         """Where a file of the phone's lies."""
         return Path(self.here(remote))
 
-    def shell(self, command, *, timeout_s=COMMAND_SECONDS, env=None) -> ShellResult:  # type: ignore[no-untyped-def]
+    def shell(self, command, *, timeout_s=COMMAND_SECONDS, env=None, watch=None) -> ShellResult:  # type: ignore[no-untyped-def]
         line = command_line(command, env)
         self.asked.append((line, timeout_s))
         for sees in self.before:
@@ -100,6 +100,8 @@ class NearPhone(PhoneLink):
             *(path.read_text() for path in output),
             time.monotonic() - began,
         )
+        if watch is not None:
+            watch(bytearray(output[1].read_bytes()))
         note(self.serial, line, f"status {result.exit_status}", result.seconds, result.stdout, result.stderr)
         return result
 

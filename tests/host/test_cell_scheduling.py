@@ -132,8 +132,9 @@ def start(tmp_path: Path, poll: Poll) -> Callable[..., Run]:
 
         slots = [Slot(name, "S") for name in phones] if isinstance(phones, str) else phones
         keyed = {job.id: job for job in jobs}
-        scheduling = CellScheduling(keyed, slots, tmp_path, workers=workers, ready=is_ready, **more)  # type: ignore[arg-type]
-        run = Run(scheduling, made, tmp_path, asked)
+        folder = tmp_path / "run"  # which the first assignment makes
+        scheduling = CellScheduling(keyed, slots, folder, workers=workers, ready=is_ready, **more)  # type: ignore[arg-type]
+        run = Run(scheduling, made, folder, asked)
         for worker in made:
             scheduling.add_node(worker)  # type: ignore[arg-type]
         for worker in made:
@@ -341,6 +342,8 @@ def test_collection_is_complete_when_all_workers_that_live_have_said_theirs(tmp_
     assert scheduling.remove_node(workers[2]) is None  # type: ignore[arg-type]
     assert scheduling.collection_is_completed
     assert scheduling.nodes == workers[:2]
+    scheduling.remove_node(workers[1])  # type: ignore[arg-type]
+    assert scheduling.collection_is_completed
 
 
 def test_what_a_dead_worker_collected_does_not_count_for_another_one(tmp_path: Path) -> None:
@@ -402,6 +405,14 @@ def test_a_worker_that_dies_in_a_test_without_a_phone_frees_none(start: Callable
     assert run.workers[1].sent == [test_id("c0"), test_id("c1")]
 
 
+def test_that_an_idle_workers_test_is_over_once_more_changes_nothing(start: Callable[..., Run]) -> None:
+    run = start(jobs("c0", "c1"), "a", workers=2)
+    run.scheduling.mark_test_complete(run.workers[1], 0)  # type: ignore[arg-type]
+    assert run.sent() == [["test_cell[c0]"], []]
+    run.finish(0)
+    assert run.all_sent() == ["test_cell[c0]", "test_cell[c1]"]
+
+
 def test_a_new_worker_is_sent_tests_when_it_has_collected(start: Callable[..., Run], poll: Poll) -> None:
     run = start(jobs("c0", "c1"), "ab", workers=1)
     late = Worker(run.workers[0].collection)
@@ -418,6 +429,14 @@ def test_a_worker_that_is_shutting_down_is_sent_nothing(start: Callable[..., Run
     run.workers[0].shutting_down = True
     run.finish(0)
     assert run.sent() == [["test_cell[c0]"], ["test_cell[c1]"]]
+
+
+def test_a_test_that_no_worker_is_left_for_is_not_over(start: Callable[..., Run]) -> None:
+    run = start([], "a", workers=1, others=[FREE, f"{FREE}2"])
+    run.workers[0].shutting_down = True
+    run.finish(0)
+    assert run.scheduling.has_pending
+    assert not run.scheduling.tests_finished
 
 
 def test_the_poller_outlives_a_worker_that_is_just_dying(start: Callable[..., Run], poll: Poll) -> None:

@@ -102,10 +102,10 @@ def test_hashing_on_the_phone_may_take_a_second_for_fifty_million_bytes(link: Ne
 
     deploy(link, made)
     assert limits("held ") == [COMMAND_SECONDS]
-    assert limits("mv -f") == pytest.approx([COMMAND_SECONDS + 0.2, COMMAND_SECONDS + 0.3])
+    assert limits("mv -f") == [COMMAND_SECONDS + 0.2, COMMAND_SECONDS + 0.3]
     link.asked.clear()
     deploy(link, made, verify=True)
-    assert limits("held ") == pytest.approx([COMMAND_SECONDS + 0.5])
+    assert limits("held ") == [COMMAND_SECONDS + 0.5]
 
 
 def test_a_hash_is_remembered_while_inode_size_and_time_stay(tmp_path: Path) -> None:
@@ -168,6 +168,7 @@ def test_64_mib_stay_free_beside_what_is_sent(link: NearPhone, tmp_path: Path) -
         ("/dev/block/by-name/a-very-long-name\n  100 50 2097152 5% /data\n", 2097152),
         ("my disk 7 100 50 42 5% /data/my 9\n", 42),
         ("disk% 100 50 42 5% /data\n", 42),
+        ("overlay - - 42 5% /data\n", 42),
         ("/dev/fuse 100 50 42 5% /data\n/dev/other 100 50 43 6% /more\n", 42),
     ],
 )

@@ -22,11 +22,12 @@ from harness.farm.shell import AdbTimeout
 from harness.farm.signatures import SIGNATURES, find_signature
 from harness.soc import SOCS
 
+GOOD_OBSERVER = parse_observers(OBSERVER)[0]
 GOOD = SessionResult(
     exit_status=0,
     stdout=OBSERVER,
     stderr="",
-    observer=parse_observers(OBSERVER)[0],
+    observer=GOOD_OBSERVER,
     files={},
     missing=(),
     boot_id_before="a",
@@ -107,6 +108,10 @@ def test_classes(change: dict, failure_class: FailureClass) -> None:
         # What comes first explains what follows from it.
         ({"observer": None, "missing": ("outputs.txt",)}, "no PyTorchObserver record"),
         ({"exit_status": 3, "observer": None}, "ended with status 3"),
+        (
+            {"observer": dataclasses.replace(GOOD_OBSERVER, prompt_tokens=0), "missing": ("x",)},
+            "no measurement: 0 prompt",
+        ),
         ({"timed_out": True, "exit_status": 3, "seconds": 61.7}, "still running after 62 s and was ended"),
     ],
 )
@@ -273,6 +278,7 @@ def test_records_come_in_order_and_only_whole_ones() -> None:
         f"PyTorchObserver {json.dumps(data | {'prompt_tokens': 3.0})}",
         f"PyTorchObserver {json.dumps(data | {'prompt_tokens': None})}",
         f"PyTorchObserver {json.dumps(data | {'prompt_tokens': 'many'})}",
+        f"PyTorchObserver {json.dumps(data | {'first_token_ms': 10**400})}",
         "PyTorchObserver [1]",
         "PyTorchObserver 7",
         json.dumps(data),  # without the mark it is only text
@@ -282,6 +288,48 @@ def test_records_come_in_order_and_only_whole_ones() -> None:
     assert [record.prompt_tokens for record in found] == [3, 10]
     assert isinstance(found[0].prompt_tokens, int)
     assert parse_observers("") == ()
+
+
+def test_the_rates_that_a_record_states_are_kept_beside_its_times() -> None:
+    data = json.loads(OBSERVER.partition(" ")[2])
+    stated = data | {"prefill_token_per_sec": 100, "decode_token_per_sec": 9.5}
+    (record,) = parse_observers(f"PyTorchObserver {json.dumps(stated)}")
+    assert (record.stated_prefill_tok_s, record.stated_decode_tok_s) == (100.0, 9.5)
+    (record,) = parse_observers(OBSERVER)
+    assert (record.stated_prefill_tok_s, record.stated_decode_tok_s) == (None, None)
+    (record,) = parse_observers(OBSERVER.replace('"prompt_tokens":10', '"prompt_tokens":Infinity'))
+    assert record.prompt_tokens == -1
+    (record,) = parse_observers(OBSERVER.replace('"generated_tokens":30', '"generated_tokens":NaN'))
+    assert record.generated_tokens == -1
+
+
+POSSIBLE = Observer(1, 0, 5.0, 5.0, 7.0, 7.0, 7.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, ""),
+        ({"stated_decode_tok_s": 1e9}, ""),  # whether it is true is another question
+        ({"prompt_tokens": 0}, "0 prompt tokens, 0 generated ones"),
+        ({"generated_tokens": -1}, "1 prompt tokens, -1 generated ones"),
+        ({"model_load_end_ms": 4.0}, "model_load_end_ms is 1 ms before model_load_start_ms"),
+        ({"prompt_eval_end_ms": 6.0}, "prompt_eval_end_ms is 1 ms before inference_start_ms"),
+        ({"first_token_ms": 5.5}, "first_token_ms is 1.5 ms before inference_start_ms"),
+        ({"prompt_eval_end_ms": 9.0}, "inference_end_ms is 2 ms before prompt_eval_end_ms"),
+        ({"first_token_ms": 9.0}, "inference_end_ms is 2 ms before first_token_ms"),
+        ({"model_load_start_ms": float("nan")}, "model_load_start_ms is nan"),
+        ({"stated_prefill_tok_s": float("inf")}, "stated_prefill_tok_s is inf"),
+    ],
+)
+def test_what_no_runner_can_have_measured_is_told(change: dict, words: str) -> None:
+    assert dataclasses.replace(POSSIBLE, **change).nonsense == words
+
+
+def test_moments_that_are_one_give_no_rate() -> None:
+    assert (POSSIBLE.load_ms, POSSIBLE.ttft_ms) == (0, 0)
+    assert (POSSIBLE.prefill_tok_s, POSSIBLE.decode_tok_s) == (None, None)
+    assert dataclasses.replace(POSSIBLE, prompt_eval_end_ms=8.0).prefill_tok_s == 1000.0
 
 
 def test_command_lines() -> None:

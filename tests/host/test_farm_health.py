@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import farm_rack
+import psutil
 import pytest
 from events import HANG_S, NEVER_S, until
 from farm_rack import link_to
+from lease_support import own_processes
 
 from harness.cli import main
 from harness.conduct.farm_loop import FarmLoop
@@ -464,7 +466,8 @@ def test_a_lease_beats_and_can_be_broken(tmp_path: Path) -> None:
         assert lease.serial == "R3"
 
 
-def test_breaking_ends_a_child_that_keeps_a_dead_holders_lock(tmp_path: Path) -> None:
+def test_breaking_ends_a_child_that_keeps_a_dead_holders_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(own_processes()))  # nobody else's is within reach
     held = acquire("R3", Owner.this_process("x"), lease_dir=tmp_path)
     child = subprocess.Popen(["sleep", "3600"], pass_fds=[held._descriptor])
     os.close(held._descriptor)  # as if this process had died: the child has the lock still

@@ -167,6 +167,9 @@ def test_who_does_not_wait_tries_once(tmp_path: Path, clock: Clock) -> None:
     with locked(tmp_path / "R3.lock", me("first")), pytest.raises(InfraError) as caught:
         acquire_any(["R3"], me(), lease_dir=tmp_path, progress=heard.append)
     assert (clock.slept, heard) == ([], [])
+    with locked(tmp_path / "R3.lock"), pytest.raises(InfraError):
+        acquire("R3", me(), lease_dir=tmp_path)
+    assert clock.slept == []
     assert (caught.value.what, caught.value.where) == ("no phone is free", "R3")
     assert "its lease ends with it" in caught.value.remedy
 
@@ -224,6 +227,10 @@ def test_holders_are_living_processes_of_this_host_and_all_of_others(tmp_path: P
     }
     for name, text in said.items():
         (tmp_path / f"{name}.lock").write_text(text)
+    away = [f"p{number}" for number in range(9)]
+    said |= {name: json.dumps(asdict(replace(dead(), host="elsewhere"))) for name in away}
+    for name in away:
+        (tmp_path / f"{name}.lock").write_text(said[name])
     os.utime(tmp_path / "R3.lock", (50.0, 60.0))
     (tmp_path / "folder.lock").mkdir()
     (tmp_path / "R9.txt").write_text(said["R3"])
@@ -231,6 +238,7 @@ def test_holders_are_living_processes_of_this_host_and_all_of_others(tmp_path: P
     assert [(holder.serial, holder.owner and holder.owner.run_id) for holder in found] == [
         ("R3", "mine"),
         ("a/b", "run-x"),
+        *((name, "run-x") for name in away),
     ]
     assert found[0].heartbeat == 60.0
 
@@ -253,6 +261,23 @@ def test_a_lease_replaces_all_that_its_file_said_and_leaves_nothing(tmp_path: Pa
         assert Owner(**json.loads((tmp_path / "R3.lock").read_text())) == lease.owner
     assert not lease.held
     assert (tmp_path / "R3.lock").read_text() == ""
+
+
+def test_who_reads_while_a_phone_changes_hands_sees_nothing_or_the_new_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, write, seen = tmp_path / "R3.lock", os.pwrite, []
+    path.write_text("x" * 5000)
+
+    def watched(descriptor: int, data: bytes, offset: int) -> int:
+        seen.append(path.read_text())
+        done = write(descriptor, data, offset)
+        seen.append(json.loads(path.read_text())["run_id"])
+        return done
+
+    monkeypatch.setattr(os, "pwrite", watched)
+    acquire("R3", me("new"), lease_dir=tmp_path).release()
+    assert seen == ["", "new"]
 
 
 def descriptors() -> set[str]:
@@ -358,6 +383,7 @@ from pathlib import Path
 sys.path[:0] = [sys.argv[2]]
 from lease_support import me
 from test_farm_lease import acquire, beats
+os.close(0)  # the lease takes the first number that is free
 lease = acquire("R3", me(), lease_dir=Path(sys.argv[1]))
 child = os.fork()
 if child == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
@@ -184,6 +185,8 @@ def test_a_phone_is_just_hot_for_ten_seconds_unless_it_has_cooled(tmp_path: Path
     assert book.cooling("R3")
     log.write_text(line(time=time.time() + 3600) + "\n")
     assert book.just_hot("R3")  # now, unless told otherwise
+    log.write_text(line(time=900.0) + "\n" + line() + "\n")
+    assert book.just_hot("R3", 1005.0)  # since the last time
     log.write_text(line() + "\n")
     assert not book.just_hot("R3")  # that was in 1970
     log.write_text(line() + "\n" + line(cause="") + "\n" + line(event="attempt", cause="INFRA") + "\n")
@@ -242,6 +245,32 @@ def test_a_line_that_a_killed_writer_left_half_takes_no_other_with_it(tmp_path: 
     assert [event.cause for event in book.events("R3")] == ["seen", "aside"]
     assert len(log.read_text().splitlines()) == 3
     assert log.read_text().endswith("}\n")
+
+
+def test_a_line_is_begun_behind_what_another_writer_left_while_this_one_waited_for_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book, log, lock = HealthBook(tmp_path), tmp_path / "R3.jsonl", fcntl.flock
+
+    def waited(descriptor: int, operation: int) -> None:
+        lock(descriptor, operation)
+        assert operation == fcntl.LOCK_EX
+        with log.open("a") as other:
+            other.write('{"half')
+
+    monkeypatch.setattr(fcntl, "flock", waited)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    book.maintain("R3", "aside")
+    assert log.read_text().startswith('{"half\n{')
+    assert book.cause("R3") == "aside"
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_phone_with_an_empty_log_tells_nothing_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "new.jsonl").touch()
+    book = HealthBook(tmp_path)
+    assert [book.attempted("R3", INFRA) for _ in range(9)][-1] is HealthState.BAD
+    assert book.state("new") is HealthState.UNKNOWN
 
 
 def test_a_line_says_when_and_who(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lease_support import dead, locked, me, owner_of, python, refuse, sleeper
+from lease_support import dead, locked, me, own_processes, owner_of, python, refuse, sleeper
 
 from harness.errors import ConfigError, InfraError
 from harness.farm import lease as module
 from harness.farm.lease import SHARED_VARIABLE, acquire, break_lease, default_lease_dir, holders, shared_folder
+
+
+@pytest.fixture(autouse=True)
+def nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this computer's processes only the test's own are looked at: a broken `break_lease` would end them all."""
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter(own_processes()))
 
 
 def test_a_free_phone_has_nobody_to_end(tmp_path: Path) -> None:
@@ -51,6 +57,31 @@ def test_breaking_ends_the_owner_and_whoever_keeps_its_lock(tmp_path: Path) -> N
         assert all(process.poll() is not None for process in (owner, *keepers))
 
 
+def test_whoever_waits_for_the_phone_is_left_to_wait(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        with locked(tmp_path / "R3.lock") as descriptor:
+            holder = stack.enter_context(sleeper(pass_fds=[descriptor]))
+        (tmp_path / "R3.lock").write_text(json.dumps(asdict(owner_of(holder.pid))))
+        with (tmp_path / "R3.lock").open() as file:
+            waiter = stack.enter_context(sleeper(stdin=file))
+        assert break_lease("R3", lease_dir=tmp_path) == (holder.pid,)
+        assert waiter.poll() is None
+
+
+def test_a_holder_is_asked_to_end_before_it_is_made_to(tmp_path: Path) -> None:
+    script = f"trap 'echo bye > {tmp_path}/last; exit' TERM; echo ready; while :; do sleep 0.05; done"
+    tidy = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert tidy.stdout
+        assert tidy.stdout.readline() == b"ready\n"
+        with locked(tmp_path / "R3.lock", owner_of(tidy.pid)), pytest.raises(InfraError, match="still held"):
+            break_lease("R3", lease_dir=tmp_path, patience_s=60.0)  # this process has the lock itself
+        assert (tmp_path / "last").read_text() == "bye\n"
+    finally:
+        tidy.kill()
+        tidy.wait()
+
+
 def test_a_holder_that_does_not_end_by_itself_is_killed_after_five_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,8 +111,10 @@ def test_a_holder_that_does_not_end_by_itself_is_killed_after_five_seconds(
 OWN = """
 import sys
 from pathlib import Path
+import psutil
 sys.path[:0] = [sys.argv[2]]
-from lease_support import locked
+from lease_support import locked, own_processes
+psutil.process_iter = lambda: iter(own_processes())
 from harness.errors import InfraError
 from harness.farm.lease import break_lease
 with locked(Path(sys.argv[1]) / "R3.lock"):
@@ -126,8 +159,7 @@ def test_a_process_that_ends_while_all_are_looked_at_hides_nobody(
 ) -> None:
     with sleeper() as ended:
         gone = psutil.Process(ended.pid)
-    every = psutil.process_iter
-    monkeypatch.setattr(psutil, "process_iter", lambda: iter([gone, *every()]))
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter([gone, *own_processes()]))
     with contextlib.ExitStack() as stack:
         with locked(tmp_path / "R3.lock") as descriptor:
             keeper = stack.enter_context(sleeper(pass_fds=[descriptor]))
@@ -135,6 +167,16 @@ def test_a_process_that_ends_while_all_are_looked_at_hides_nobody(
 
 
 # --- where leases lie
+
+
+def test_an_administrators_folder_is_looked_for_in_run_and_in_var(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SHARED_VARIABLE, raising=False)
+    monkeypatch.delenv("HTPFARM_CACHE", raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    run, var = Path("/run/lock/htpfarm"), Path("/var/lock/htpfarm")
+    for there, found in (({run, var}, run), ({run}, run), ({var}, var), (set(), None)):
+        monkeypatch.setattr(Path, "is_dir", lambda self, there=there: self in there)
+        assert shared_folder() == found
 
 
 def test_the_first_shared_folder_that_this_user_may_write_to_is_all_users(

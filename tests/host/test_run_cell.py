@@ -16,7 +16,17 @@ from harness.build.cache import Artifact
 from harness.conduct import run_attempt as one_attempt
 from harness.conduct import run_cell as module
 from harness.conduct.attempt import Attempt, Bench
-from harness.conduct.run_cell import Tried, advised, fitting, keep_evidence, not_built, run_cell, settle, try_once
+from harness.conduct.run_cell import (
+    Tried,
+    advised,
+    fit_phone,
+    fitting,
+    keep_evidence,
+    not_built,
+    run_cell,
+    settle,
+    try_once,
+)
 from harness.errors import BuildError, EnvError, FailureClass, InfraError, ProductError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
@@ -73,7 +83,8 @@ def settled(cell: Cell, tries: Sequence[Tried], monkeypatch: pytest.MonkeyPatch,
         return left.pop(0)
 
     say = lambda name, what: said.append((name, what))  # noqa: E731
-    outcome = settle(cell, once, record=recorded.append, say=say, before=before)
+    more = {"before": before} if before else {}
+    outcome = settle(cell, once, record=recorded.append, say=say, **more)
     assert not left, "not all that was allowed was tried"
     return Settled(outcome, recorded, said, calls)
 
@@ -482,6 +493,16 @@ def test_the_last_phone_left_is_waited_for_unless_told_otherwise(tmp_path: Path,
         assert "nothing changed" not in found.failure.reason
         heat(there.phones[0], 30)
         assert tried(there, cell, None, wait_fit=False)[1] == ["a"]
+
+
+def test_a_phone_is_waited_for_unless_told_otherwise(tmp_path: Path) -> None:
+    with rack(tmp_path, "a") as there:
+        heat(there.phones[0], 95)
+        with pytest.raises(EnvError, match="nothing changed that"), fit_phone(there.bench, there.phones, 0.0):
+            pass
+        heat(there.phones[0], 30)
+        with fit_phone(there.bench, there.phones, 0.0) as phone:
+            assert phone is there.phones[0]
 
 
 def silent(phone: AttachedPhone) -> None:

@@ -15,6 +15,7 @@ from harness.errors import ConfigError, InfraError
 from harness.farm import session as module
 from harness.farm.connect import COMMAND_SECONDS
 from harness.farm.deploy import DeployReport, deploy
+from harness.farm.moments import BEGINS, ENDS, ROUND_TRIPS, Moments
 from harness.farm.payload import PayloadFile
 from harness.farm.session import (
     SessionSpec,
@@ -115,6 +116,9 @@ def test_a_session_is_all_that_its_runner_said_and_wrote(link: NearPhone, tmp_pa
     assert result.missing == ("none.txt",)
     assert (result.boot_id_before, result.boot_id_after) == ("boot-1", "boot-1")
     assert (result.timed_out, result.killed) == (False, "")
+    assert len(result.round_trips) == 2 * ROUND_TRIPS  # before it and after it
+    assert min(result.round_trips) > 0
+    assert result.moments == Moments()
     assert result.command == session_command(spec)
     assert not link.place(FOLDER).exists()
     assert ends(link) == 2  # before it, whatever had its name, and it
@@ -135,10 +139,11 @@ def test_a_session_has_its_own_files_and_none_of_an_earlier_one_of_its_name(link
 def test_empty_outputs_are_missing_and_those_in_folders_are_fetched_into_folders(
     link: NearPhone, tmp_path: Path
 ) -> None:
-    script = "mkdir -p a/b; echo x > a/b/c.txt; : > empty.txt; mkdir folder.txt; echo y > 'a b;c.txt'"
-    outputs = ("empty.txt", "a b;c.txt", "folder.txt", "a/b/c.txt")
+    script = "mkdir -p a/b; echo x > a/b/c.txt; : > empty.txt; mkdir folder.txt; echo y > 'a b;c.txt'; echo z > d"
+    outputs = ("empty.txt", "a b;c.txt", "folder.txt", "a/b/c.txt", "d")
     result = run_session(link, runner(link, script), session(1, outputs=outputs), tmp_path / "out" / "deep")
-    assert {name: path.read_text() for name, path in result.files.items()} == {"a b;c.txt": "y\n", "a/b/c.txt": "x\n"}
+    found = {name: path.read_text() for name, path in result.files.items()}
+    assert found == {"a b;c.txt": "y\n", "a/b/c.txt": "x\n", "d": "z\n"}
     assert result.files["a/b/c.txt"] == tmp_path / "out" / "deep" / "a" / "b" / "c.txt"
     assert result.missing == ("empty.txt", "folder.txt")
 
@@ -188,8 +193,17 @@ def test_a_runner_that_is_late_is_ended_and_what_it_wrote_is_fetched(link: NearP
     assert (result.exit_status, result.timed_out) == (None, True)
     assert (result.stdout, result.stderr) == ("started\n", "oops\n")
     assert result.files["outputs.txt"].read_text() == "x\n"
+    assert result.round_trips == ()  # nothing is measured by a runner that did not end
     assert not link.place(FOLDER).exists()
     assert not running("sleep 307")
+
+
+def test_the_lines_of_a_runners_log_are_timed_from_the_command_on(link: NearPhone, tmp_path: Path) -> None:
+    script = f"echo '{BEGINS.decode()} 7' >&2; echo '{ENDS.decode()}'"  # the second one on another stream
+    result = run_session(link, runner(link, script), session(1), tmp_path / "out")
+    assert result.moments.begins
+    assert 0 < result.moments.begins <= result.seconds * 1000
+    assert result.moments == Moments(begins=result.moments.begins)
 
 
 def running(command: str) -> list[str]:
