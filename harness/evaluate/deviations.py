@@ -26,7 +26,7 @@ class Deviations:
         where: what they are of, as "held-out text" or "after the handover at 32".
         top: RMS of phone − QDQ over QDQ's likeliest log-probabilities, nats.
         scale: what random rounding does to them, nats.
-        along: Σ of the centred log-probabilities' products, phone × QDQ: with `power` it gives the gain.
+        along: Σ of the phone's log-probabilities × QDQ's centred ones: with `power` it gives the gain.
         power: Σ of QDQ's centred log-probabilities squared.
     """
 
@@ -93,13 +93,12 @@ def compare_logprobs(
     phone = logprobs_of(rows, ids, logprobs)
     off = phone - logprobs
     x = logprobs - logprobs.mean(axis=1, keepdims=True)
-    y = phone - phone.mean(axis=1, keepdims=True)
     return Deviations(
         graph,
         where,
         np.sqrt(np.square(off).mean(axis=1)),
         scale,
-        (x * y).sum(axis=1),
+        (x * phone).sum(axis=1),
         np.square(x).sum(axis=1),
     )
 
@@ -146,14 +145,14 @@ def gain(parts: Sequence[Deviations]) -> Figure:
 
     Rows are weighted by the inverse square of their spread. A scale that is wrong by a percent shows in no single row.
     """
-    weight = 1 / np.square(_joined([part.scale for part in parts]))
-    along, power = (_joined([getattr(part, name) for part in parts]) * weight for name in ("along", "power"))
-    if len(weight) < 2 or not power.sum():
-        return Figure(math.inf, math.inf, len(weight))
+    square = np.square(_joined([part.scale for part in parts]))
+    along, power = (_joined([getattr(part, name) for part in parts]) / square for name in ("along", "power"))
+    if len(square) < 2 or not power.sum():
+        return Figure(math.inf, math.inf, len(square))
     slope = float(along.sum() / power.sum())
     left = along - slope * power
     error = math.sqrt(float(np.square(left).sum()) * len(left) / (len(left) - 1)) / float(power.sum())
-    return Figure(slope - 1, error, len(weight))
+    return Figure(slope - 1, error, len(square))
 
 
 def worst_row(parts: Sequence[Deviations]) -> tuple[float, str]:

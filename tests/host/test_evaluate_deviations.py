@@ -78,6 +78,14 @@ def test_a_token_that_the_phone_does_not_report_is_at_most_its_least_one() -> No
     assert found.tolist() == [[-0.5, -3.0, -3.0, -5.0]]
 
 
+def test_rows_of_another_width_than_they_say_do_not_compare() -> None:
+    phone, ragged = (TopRows(np.array([[1, 2]]), np.array([values])) for values in ([-0.5, -3.0], [-0.5, -3.0, -4.0]))
+    with pytest.raises(ValueError, match="zip"):
+        logprobs_of(ragged, np.array([[1, 2]]), np.array([[-0.4, -1.0]]))
+    with pytest.raises(ValueError, match="zip"):
+        logprobs_of(phone, np.array([[1, 2]]), np.array([[-0.4]]))
+
+
 def test_rows_are_compared_with_those_of_their_own_places() -> None:
     rows = top_of(QDQ(WINDOW.inputs))[10:15]
     assert compare_rows("kv", "", TEXT, 10, rows, SPREAD).top.max() < 1e-9

@@ -10,7 +10,7 @@ from runtime_fixtures import ToyHtp, toy_info
 
 from harness.errors import ConfigError, ProductError
 from harness.runtime.generate import Generation, generate
-from harness.runtime.lookahead import Lookahead, NgramPool, Settings
+from harness.runtime.lookahead import Course, Lookahead, NgramPool, Settings, fitting, run_lookahead
 from harness.runtime.masks import init_mask
 from harness.runtime.sampling import greedy
 from harness.runtime.session import Session
@@ -315,3 +315,100 @@ def test_a_prompt_must_leave_a_step_room() -> None:
     assert len(write(tree, [1] * (CONTEXT - 8), CONTEXT).tokens) >= 2
     with pytest.raises(ProductError, match="do not fit the cache of 40 tokens"):
         write(tree, [1] * (CONTEXT - 7), CONTEXT)
+
+
+def test_the_path_of_a_row_is_what_it_attends_to() -> None:
+    tree = Settings(3, 2, 2)
+    assert [tree.path(row) for row in range(8)] == [
+        *((0,), (0, 1), (0, 2), (0, 1, 3), (0, 4), (0, 4, 5), (0, 6), (0, 6, 7))
+    ]
+    assert tree.guessing_rows == (2, 3)
+    assert Settings(2, 3, 1).guessing_rows == (0, 1, 2)
+    assert Settings(4, 2, 3).guessing_rows == (4, 5)
+    for settings_ in TREES:
+        mask = init_mask(settings_.ar_len, 64, 0, "uint16", settings_.attention_map)[:, -settings_.ar_len :]
+        for row in range(len(settings_.attention_map)):
+            assert settings_.path(row) == tuple(np.flatnonzero(mask[row]))
+            assert settings_.offsets[row] == len(settings_.path(row)) - 1
+    assert str(tree) == "ngram 3, window 2, gcap 2"
+
+
+@pytest.mark.parametrize(
+    ("found", "n_past", "seq_len", "limit", "fits", "taken"),
+    [
+        (3, 10, 30, 40, 3, 3),
+        (3, 26, 30, 40, 3, 3),
+        (3, 27, 30, 40, 2, 2),
+        (3, 28, 30, 40, 1, 1),
+        (3, 38, 60, 40, 3, 2),
+        (3, 37, 60, 40, 3, 3),
+        (3, 40, 60, 40, 3, 0),
+        (5, 38, 42, 40, 3, 2),
+    ],
+)
+def test_what_fits_the_text_and_what_fits_the_cache(
+    found: int, n_past: int, seq_len: int, limit: int, fits: int, taken: int
+) -> None:
+    assert fitting(found, n_past, seq_len, limit) == (fits, taken)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tree=st.sampled_from(TREES),
+    prompt=st.lists(st.integers(0, 12), min_size=1, max_size=14),
+    seq_len=st.integers(20, CONTEXT),
+    stop=st.sets(st.integers(0, 12), max_size=1),
+)
+def test_the_course_on_the_rows_choices_is_the_runtimes_own(
+    tree: Settings, prompt: list[int], seq_len: int, stop: set[int]
+) -> None:
+    lookahead = Lookahead(tree, seed=3)
+    done = generate(
+        session(tree), prompt, seq_len=seq_len, choose=greedy, stop=stop, lookahead=lookahead, keep_rows=True
+    )
+    choices, drafts = list(done.row_choices), []
+
+    def step(draft: list[int]) -> tuple[int, ...]:
+        drafts.append(draft)
+        return choices[len(drafts) - 1]
+
+    emitted = list(done.tokens[:1])
+    limit = CONTEXT - tree.ar_len
+    course = run_lookahead(
+        Lookahead(tree, seed=3),
+        prompt,
+        emitted,
+        step,  # type: ignore[arg-type]
+        seq_len=seq_len,
+        limit=limit,
+        stop=stop,
+    )
+    assert (course.tokens, course.steps, course.accepted) == (done.tokens, done.decode_steps, done.accepted)
+    assert len(drafts) == len(choices)
+    assert tuple(emitted) == course.tokens
+    short = len(course.tokens) < seq_len - len(prompt) and course.tokens[-1] not in stop
+    assert course.full or not short
+
+
+def test_a_course_ends_where_the_text_or_the_cache_does() -> None:
+    def step(draft: list[int]) -> list[int]:
+        return [(token + 1) % 13 for token in draft]
+
+    def course(seq_len: int, limit: int, stop: tuple[int, ...] = ()) -> Course:
+        return run_lookahead(
+            Lookahead(Settings(3, 2, 2)), [0, 1, 2], [3], step, seq_len=seq_len, limit=limit, stop=stop
+        )  # type: ignore[arg-type]
+
+    whole = course(40, 60)
+    assert whole.tokens == tuple((3 + place) % 13 for place in range(37))
+    assert whole.steps + whole.accepted == 36
+    assert whole.accepted > 8
+    assert not whole.full
+    assert course(4, 60) == Course((3,), 0, 0)
+    assert course(5, 60) == Course((3, 4), 1, 0)
+    full = course(60, 20)
+    assert full.full
+    assert 18 <= len(full.tokens) <= 21
+    assert full.steps + full.accepted == len(full.tokens) - 1
+    assert course(40, 60, (6,)).tokens == (3, 4, 5, 6)
+    assert course(40, 60, (3,)) == Course((3,), 0, 0)
