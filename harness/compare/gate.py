@@ -206,9 +206,10 @@ def _against(comparison: RunComparison | None, baselines: Sequence[Accepted], tr
 def _ending(cell: CellSummary, last_good: str) -> list[Finding]:
     if cell.status == NOT_RUN:
         return [Finding(_NOT_RUN, cell.id, "not run: the run was interrupted", "resume it", status=3)]
-    if cell.status not in (Status.FAILED.value, Status.ERROR.value) or cell.failure_class is None:
+    if cell.status not in (Status.FAILED.value, Status.ERROR.value):
         return []
-    kind = cell.failure_class
+    # A record that does not say why still says that the cell failed.
+    kind = cell.failure_class or FailureClass.PRODUCT
     evidence = cell.evidence_path or cell.evidence
     return [
         Finding(

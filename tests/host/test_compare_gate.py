@@ -84,6 +84,11 @@ def test_each_class_of_failure_has_its_place_and_its_status(
     assert findings(one) == [replace(expected, last_good="")]
 
 
+@pytest.mark.parametrize("ended", [FAILED, ERROR])
+def test_a_failure_without_a_class_blocks_as_the_products(ended: str) -> None:
+    assert findings(cell(ended, reason="nobody said why")) == [Finding(0, NAME, "PRODUCT: nobody said why", status=1)]
+
+
 def test_a_path_to_the_evidence_is_better_than_the_output() -> None:
     one = cell(FAILED, FailureClass.PRODUCT, evidence="the output", evidence_path="evidence/a.log")
     assert findings(one)[0].evidence == "evidence/a.log"

@@ -193,6 +193,20 @@ def test_the_rules_say_how_many_pairs() -> None:
     assert float(found.mean) == pytest.approx(-0.0605)
 
 
+def test_numbers_of_single_precision_are_reckoned_with_in_double() -> None:
+    half = np.array([20.1, 19.7, 20.3, 20.2, 19.9, 20.4, 20.0, 19.8, 20.6, 20.5], dtype=np.float32)
+    full, third = half.astype(np.float64), half[::-1].astype(np.float64)
+    assert log_ratios(half, half[::-1], LOWER).tolist() == log_ratios(full, third, LOWER).tolist()
+    d = (half / 1000).astype(np.float32)
+    exact = d.astype(np.float64)
+    assert float(interval(d).mean) == float(interval(exact).mean)
+    assert float(interval(d).sd) == float(interval(exact).sd)
+    assert float(judge_extended(d[:8], HIGHER)[2].sd) == float(judge_extended(exact[:8], HIGHER)[2].sd)
+    assert prediction_bound(list(half), HIGHER) == prediction_bound(list(map(float, half)), HIGHER)
+    few = d[:3]
+    assert slowdown_p_values(few, few, [5, 5, 5]).tolist() == slowdown_p_values(exact[:3], exact[:3], [5] * 3).tolist()
+
+
 # A night against history
 
 

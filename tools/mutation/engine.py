@@ -7,6 +7,7 @@ import gc
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,7 @@ def _import_beforehand(
         if name not in sys.modules:
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-    with contextlib.suppress(ImportError, AttributeError):
+    with contextlib.suppress(ImportError, AttributeError), warnings.catch_warnings(action="ignore"):
         # Hypothesis reads the constants of all modules for its examples: once is enough.
         importlib.import_module("hypothesis.internal.conjecture.providers")._get_local_constants()
     gc.collect()

@@ -385,7 +385,10 @@ def _collection(
         return
     if not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
         return
-    if isinstance(node, ast.Tuple) and isinstance(parent, ast.Return | ast.Subscript | ast.For | ast.Yield):
+    unpacked = isinstance(parent, ast.Assign) and isinstance(parent.targets[0], ast.Tuple)
+    if isinstance(node, ast.Tuple) and (
+        unpacked or isinstance(parent, ast.Return | ast.Subscript | ast.For | ast.Yield)
+    ):
         return  # where so many values are unpacked, one fewer only ends in a ValueError
     parts = [text.of(part) for part in node.elts]
     for place in range(len(parts)):
