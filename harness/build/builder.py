@@ -22,7 +22,9 @@ from harness.build.events import Event, parse
 from harness.build.job import BuildJob, Output
 from harness.build.preflight import CONTEXT_LIMIT, available_mb, estimate, more_shards
 from harness.build.process import end_group, worker_process
+from harness.build.reference import FILE as REFERENCE
 from harness.build.room import Room
+from harness.build.witness import FILE as WITNESS
 from harness.errors import BuildError, ConfigError, EnvError
 from harness.farm.signatures import MORE_SHARDS, find_signature
 from harness.matrix import Cell
@@ -187,6 +189,7 @@ class Builder:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(lock, timeout=self._limits.seconds):
+                _discard_unwitnessed(first.artifact.reference)
                 # Another builder may have made some while we waited.
                 for request in [request for request in group if request.artifact.ready]:
                     settle(request.artifact.key, None, reused=True)
@@ -277,6 +280,12 @@ class Builder:
                 return
             # Asking the kernel for the share of a large process takes a while: no more than a tenth of the time.
             self._stop.wait(max(0.5, 10 * took))
+
+
+def _discard_unwitnessed(reference: Path) -> None:
+    """Removes a reference that has lost its witness: the worker makes both, and neither where a reference is."""
+    if (reference / REFERENCE).is_file() and not (reference / WITNESS).is_file():
+        shutil.rmtree(reference)
 
 
 def _tree_mb(pid: int) -> float:

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +120,12 @@ def load_witness(folder: Path) -> Witness:
     try:
         with np.load(path, allow_pickle=False) as data:
             texts = [_text(data, number, int(prompt)) for number, prompt in enumerate(data["prompts"])]
-    except (OSError, KeyError, ValueError) as error:
-        raise NotJudgedError(f"the witness cannot be read: {error}", where=str(path), remedy=remedy) from None
+    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise NotJudgedError(
+            f"the witness cannot be read: {type(error).__name__}: {error}",
+            where=str(path),
+            remedy=f"remove it and {remedy}",
+        ) from None
     held_out = tuple(text for text in texts if not text.prompt)
     return Witness(held_out, {text.inputs[: text.prompt]: text for text in texts if text.prompt})
 
@@ -203,7 +209,7 @@ def load_lookahead(folder: Path, settings: Settings) -> dict[tuple[int, ...], Lo
         raise NotJudgedError(
             f"no witness of lookahead with {settings}: {type(error).__name__}: {error}",
             where=str(path),
-            remedy="compile the lookahead cell again",
+            remedy="remove it and compile the lookahead cell again",
         ) from None
 
 

@@ -134,7 +134,7 @@ def print_comparison(found: RunComparison, console: Console) -> None:
                 perplexity(one.base),
                 perplexity(one.candidate),
                 change,
-                f"{one.documents} blocks",
+                f"{one.documents} blocks, {one.tokens} tokens",
                 word,
             )
         if cell.text is not None:

@@ -10,7 +10,8 @@ from harness.compare.runs import CARRIED_OUT, CellComparison, RunComparison, wor
 from harness.errors import FailureClass
 from harness.history.query import RunValue
 from harness.history.trend import Trend
-from harness.results.records import Status
+from harness.results.alike import over, sums
+from harness.results.records import PerplexityRecord, Status
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary
 from harness.results.text import change, number
 from harness.verdicts import RULES, Declared, Judgement, Rules, control_discoveries
@@ -256,22 +257,27 @@ def _against_baseline(cell: CellSummary, accepted: Accepted | None) -> list[Find
     if accepted is None or cell.status != Status.PASSED.value:
         return []
     kept = accepted.baseline.cells[cell.id].perplexity
-    found = []
-    for score in cell.perplexities:
-        before = kept.get(f"{score.ground}/{score.graph}/{score.tokens}")
-        if before and not score.token_ppl < before * (1 + MARGIN):
-            found.append(
-                Finding(
-                    _REGRESSED_ACCURACY,
-                    cell.id,
-                    f"perplexity on {score.ground} [{score.graph}] {number(score.token_ppl)}, accepted was "
-                    f"{number(before)}: {change(score.token_ppl, before)}",
-                    "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`",
-                    str(accepted.path),
-                    1,
-                )
-            )
-    return found
+    return [
+        finding
+        for score in cell.perplexities
+        for name, before in kept.items()
+        if name.rpartition("/")[0] == f"{score.ground}/{score.graph}"
+        and (finding := _accuracy(cell.id, score, name.rpartition("/")[2], before, str(accepted.path)))
+    ]
+
+
+def _accuracy(cell: str, score: PerplexityRecord, tokens: str, before: float, path: str) -> Finding | None:
+    """A perplexity against the one accepted for as many of the text's first tokens; None where it holds."""
+    where = f"perplexity on {score.ground} [{score.graph}]"
+    if not tokens.isdigit() or int(tokens) not in sums(score):
+        what = f"{where}: INVALID: accepted over {tokens} tokens, scored over {score.tokens}"
+        return Finding(_NOTE, cell, what, "score as many, or accept this run", path)
+    now = over(score, int(tokens))
+    if now < before * (1 + MARGIN):
+        return None
+    what = f"{where} {number(now)} over {tokens} tokens, accepted was {number(before)}: {change(now, before)}"
+    remedy = "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`"
+    return Finding(_REGRESSED_ACCURACY, cell, what, remedy, path, 1)
 
 
 def _against_stated(stated: Mapping[str, Sequence[Declared]]) -> list[Finding]:

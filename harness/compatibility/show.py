@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.compatibility.matrix import Change, Column, Compatibility, Entry, Row, State
+from harness.compatibility.matrix import Change, Column, Compatibility, Entry, Row, Shown, State
 from harness.compatibility.result import Result
 from harness.errors import FailureClass
 from harness.farm.signatures import find_signature
@@ -65,6 +65,8 @@ CSV_COLUMNS = (
     "prefill_tok_s",
     "decode_tok_s",
     "ppl",
+    "ppl_of",
+    "ppl_tokens",
     "ppl_graph",
     "last_good_run",
     "last_good_time",
@@ -86,12 +88,20 @@ def age(days: float | None) -> str:
     return f"{minutes / 60:.0f} h" if minutes < 48 * 60 else f"{days:.0f} d"
 
 
-def numbers(result: Result) -> str:
-    """`TTFT 88.0 ms, 12.1 tok/s, ppl 52.0 (kv)`: what was measured."""
+def numbers(found: Entry) -> list[str]:
+    """`TTFT 88.0 ms`, `12.1 tok/s`, `ppl 52.0 (kv)`: what was measured."""
+    result = found.result
+    if result is None:
+        return []
     parts = [f"TTFT {number(result.ttft_ms)} ms"] if result.ttft_ms is not None else []
     parts += [f"{number(result.decode_tok_s)} tok/s"] if result.decode_tok_s is not None else []
-    parts += [f"ppl {perplexity(result.ppl)} ({result.ppl_graph})"] if result.ppl is not None else []
-    return ", ".join(parts)
+    parts += [f"ppl {perplexity(found.ppl.value)} ({scored(found.ppl)})"] if found.ppl else []
+    return parts
+
+
+def scored(ppl: Shown) -> str:
+    """`kv`, or `kv, a token, first 128`: what a perplexity is of, as far as it has to be told."""
+    return f"{ppl.graph}, {ppl.note}" if ppl.note else ppl.graph
 
 
 def change(changed: Change) -> str:
@@ -233,7 +243,7 @@ def _words(found: Entry) -> Text:
     if found.state is State.UNSUPPORTED:
         text.append(f"\n{visible(result.gate)}")
     if found.state is State.RUNS:
-        text.append("".join(f"\n{part}" for part in numbers(result).split(", ") if part))
+        text.append("".join(f"\n{part}" for part in numbers(found)))
     if result.time:
         text.append(f"\n{age(found.age_days)} old", "dim")
     return text
@@ -247,10 +257,9 @@ def _flat(matrix: Compatibility) -> Iterator[dict[str, Any]]:
 
 def _cell(row: Row, column: Column, found: Entry) -> dict[str, Any]:
     result, good = found.result, found.last_good
-    empty = dict.fromkeys(
-        ("failure_class", "gate", "reason", "remedy", "evidence", "evidence_path", "run", "time", "ppl_graph"), ""
-    )
-    names = [*empty, "ttft_ms", "prefill_tok_s", "decode_tok_s", "ppl"]
+    empty = dict.fromkeys(("failure_class", "gate", "reason", "remedy", "evidence", "evidence_path", "run", "time"), "")
+    names = [*empty, "ttft_ms", "prefill_tok_s", "decode_tok_s"]
+    ppl = found.ppl
     return {
         "model": row.model,
         "mode": row.mode,
@@ -260,6 +269,10 @@ def _cell(row: Row, column: Column, found: Entry) -> dict[str, Any]:
         "target": column.target,
         "state": found.state.value,
         **{name: _plain(getattr(result, name)) if result else empty.get(name) for name in names},
+        "ppl": _plain(ppl.value) if ppl else None,
+        "ppl_of": ppl.of if ppl else "",
+        "ppl_tokens": ppl.tokens if ppl else None,
+        "ppl_graph": ppl.graph if ppl else "",
         "phones": list(found.phones),
         "failing": list(found.failing),
         "age_days": None if found.age_days is None else round(found.age_days, 4),
@@ -302,6 +315,7 @@ def _context(matrix: Compatibility) -> dict[str, Any]:
         "age": age,
         "change": change,
         "where": where,
+        "scored": scored,
         "bad": _bad(matrix),
         "last_good": last_good,
         "last_good_short": last_good_short,

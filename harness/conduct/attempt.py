@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -162,6 +162,11 @@ class Attempt:
         self.bench.record(DeployRecord(self.cell.id, self.phone.phone.name, *counts))
         return done
 
+    def record_checks(self, checks: Sequence[CheckRecord]) -> None:
+        """Appends what was judged, as this attempt's."""
+        for check in checks:
+            self.bench.record(replace(check, attempt=self.number))
+
     def folder(self, session: int | str) -> Path:
         """Where a session's evidence is kept."""
         return self.bench.folder / "cells" / self.cell.id / f"{self.number}-{session}"
@@ -184,7 +189,7 @@ _CLASSES = (
 )
 _REMEDIES = {
     FailureClass.INVALID: "run the cell again on a quiet computer; if it stays, the runner's clock is wrong",
-    FailureClass.NOT_JUDGED: "compile again: the artifact's witness lacks what the check is held against",
+    FailureClass.NOT_JUDGED: "remove the reference's folder and compile again: its witness lacks what a check needs",
     FailureClass.INCONCLUSIVE: "give the model's file a longer eval text (eval: tokens, kv_tokens) and compile again",
 }
 

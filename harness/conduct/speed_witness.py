@@ -17,11 +17,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from harness.errors import FailureClass
+from harness.evaluate.judge import Verdict, make_check
 from harness.farm.moments import Claim
 from harness.farm.observer import Observer
 from harness.farm.session import SessionResult
-from harness.results.records import CheckRecord, Status
+from harness.results.records import CheckRecord
 
 CHECK = "speed_vs_host_clock"
 TRIPS = 2.0
@@ -113,11 +113,11 @@ def speed_check(cell: str, witnessed: Sequence[Witnessed], *, logs: bool = True)
     if bad or words:
         text = "; ".join([*words, *map(_contradiction, bad[:3])])
         text += f"; {len(bad) - 3} more" if len(bad) > 3 else ""
-        return CheckRecord(cell, CHECK, False, value, bound, text, FailureClass.INVALID.value)
+        return make_check(cell, CHECK, Verdict.INVALID, text, value, bound)
     if not claims or (logs and not seen):
         text = "the runner logged none of the lines that say how far it is: no clock but its own saw its times"
-        return CheckRecord(cell, CHECK, False, value, bound, text, FailureClass.NOT_JUDGED.value)
-    return CheckRecord(cell, CHECK, True, value, bound, _agreement(seen), Status.PASSED.value)
+        return make_check(cell, CHECK, Verdict.NOT_JUDGED, text, value, bound)
+    return make_check(cell, CHECK, Verdict.PASSED, _agreement(seen), value, bound)
 
 
 def _agreement(seen: Sequence[Claim]) -> str:

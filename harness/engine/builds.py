@@ -12,6 +12,7 @@ from typing import Any
 from harness.build.builder import Builder, Limits, Progress, Request, Result, check_disk, groups, known_and_missing
 from harness.build.events import Event
 from harness.build.preflight import estimate
+from harness.build.reference import FILE
 from harness.conduct.retry import INFRA_TRIES
 from harness.engine.driver import Engine
 from harness.engine.facts import MEMORY, place
@@ -178,8 +179,10 @@ class EngineBuilder:
                 return
             artifact = left[key].artifact
             size = 0
-            if not (artifact.reference / "reference.json").is_file():
-                size += engine.fetch(address, f"references/{message['reference']}", artifact.reference)
+            if not all(path.is_file() for path in (artifact.reference / FILE, *artifact.witness)):
+                # One that came with another mode lacks lookahead's witness.
+                place, known = f"references/{message['reference']}", artifact.reference.is_dir()
+                size += engine.fetch(address, place, artifact.reference, merge=known)
             if not artifact.pte.is_file():
                 size += engine.fetch(address, f"artifacts/{message['folder']}", artifact.folder)
             if not artifact.ready:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from harness.engine.facts import HostReport, own_identity, phone_data
-from harness.engine.files import FileFacts, holds, inside, listing, put_in_place, read_piece, write_piece
+from harness.engine.files import FileFacts, holds, inside, listing, merge_into, put_in_place, read_piece, write_piece
 from harness.errors import HarnessError, InfraError
 from harness.evaluate.host import Host as Grounds
 from harness.farm.health import HealthBook
@@ -105,8 +105,9 @@ def report() -> dict[str, Any] | None:
 def missing(place: str, files: tuple[FileFacts, ...], sources: dict[str, str]) -> str:
     """Where a bundle is on this host; empty: nowhere.
 
-    It may be in the cache, made here or sent before: a place is named by its content and filled in one step. Or,
-    where host and driver share a file system, it may be where the driver has it.
+    It may be in the cache, made here or sent before: a place is named by its content and filled in one step, but for a
+    reference's witness of lookahead, which comes when a lookahead cell needs it. Or, where host and driver share a file
+    system, it may be where the driver has it.
     """
     target = inside(cache_root(), place)
     if all((target / file.path).is_file() for file in files):
@@ -125,9 +126,9 @@ def take_piece(place: str, token: str, path: str, offset: int, data: bytes) -> N
 
 @answering
 def took_all(place: str, token: str, files: tuple[FileFacts, ...]) -> str:
-    """Puts a bundle in place that has come; returns where."""
+    """Puts a bundle in place that has come; returns where. What is there and has fewer files gets those it lacks."""
     target = inside(cache_root(), place)
-    put_in_place(_coming(place, token), target, files)
+    (merge_into if target.is_dir() else put_in_place)(_coming(place, token), target, files)
     return str(target)
 
 

@@ -133,11 +133,12 @@ class Figure:
 
 
 def noise(parts: Sequence[Deviations]) -> Figure:
-    """RMS of all rows' deviations, in units of the spread; its error by the delta method."""
-    squares = np.square(_joined([part.units for part in parts]))
-    mean = _mean(squares)
-    root = math.sqrt(mean.value) if mean.rows else math.inf
-    return Figure(root, mean.error / (2 * root) if root else 0.0, mean.rows)
+    """Mean over all rows of their deviations in units of the spread.
+
+    A mean and no RMS: a right product has a few rows that are far off, where one 8-bit value fell to the other side,
+    and they would be all that an RMS shows. `worst_row` has its own bound.
+    """
+    return _mean(_joined([part.units for part in parts]))
 
 
 def gain(parts: Sequence[Deviations]) -> Figure:
@@ -156,12 +157,13 @@ def gain(parts: Sequence[Deviations]) -> Figure:
 
 
 def worst_row(parts: Sequence[Deviations]) -> tuple[float, str]:
-    """The row that is furthest off, in units of its spread, and where it is."""
+    """The row that is furthest off, in units of its spread, and where it is; what is no number is infinitely far."""
     worst, where = 0.0, "no row"
     for part in parts:
-        if len(part) and float(part.units.max()) > worst:
-            row = int(part.units.argmax())
-            worst, where = float(part.units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
+        units = np.where(np.isnan(part.units), np.inf, part.units)
+        if len(part) and float(units.max()) > worst:
+            row = int(units.argmax())
+            worst, where = float(units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
     return worst, where
 
 

@@ -25,7 +25,7 @@ _HELP = {
     "htpfarm_cell_prefill_tokens_per_second": "Prefill rate: median over sessions.",
     "htpfarm_cell_decode_tokens_per_second": "Decode rate: median over sessions.",
     "htpfarm_cell_peak_memory_bytes": "The runner's peak resident memory: median over sessions.",
-    "htpfarm_cell_word_perplexity": "Word perplexity of the held-out text.",
+    "htpfarm_cell_word_perplexity": "Word perplexity of the held-out text's first tokens, as many as the label says.",
 }
 
 _Labels = dict[str, str]
@@ -80,7 +80,7 @@ def _cell(cell: CellSummary, target: _Labels) -> Iterator[tuple[str, _Labels, fl
         if value is not None and cell.failure_class is not FailureClass.INVALID:
             yield f"htpfarm_cell_{name}", labels, value * unit
     for record in cell.perplexities:
-        where = {"ground": record.ground, "graph": record.graph}
+        where = {"ground": record.ground, "graph": record.graph, "tokens": str(record.tokens)}
         yield "htpfarm_cell_word_perplexity", labels | where, record.word_ppl
 
 

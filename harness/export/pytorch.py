@@ -120,7 +120,8 @@ def _metrics(cell: CellSummary) -> Iterator[Metric]:
             yield Metric(name=name, benchmark_values=good, extra_info=sessions)
     for record in cell.perplexities:
         if good := _finite([record.word_ppl]):
-            said = {"ground": record.ground, "graph": record.graph, "context_len": str(record.context_len)}
+            scored = {"context_len": str(record.context_len), "tokens": str(record.tokens)}
+            said = {"ground": record.ground, "graph": record.graph, **scored}
             yield Metric(name="word_perplexity", benchmark_values=good, extra_info=said)
 
 

@@ -125,6 +125,11 @@ def same_texts(cell: CellSummary) -> tuple[tuple[SampleRecord, ...], ...]:
     return tuple(tuple(group) for group in found.values())
 
 
+def raw_text(sample: SampleRecord) -> str:
+    """Where in the run's folder a sample's text is as the runner wrote it."""
+    return f"cells/{sample.cell}/{sample.attempt}-{sample.session}/outputs.txt"
+
+
 def charts(summary: RunSummary) -> tuple[Chart, ...]:
     """Decode, prefill and time to first token; a chart without a bar is left out."""
     wanted: tuple[tuple[str, str, Callable[[CellSummary], float | None]], ...] = (

@@ -321,6 +321,7 @@ class CheckRecord(Record):
         verdict: PASSED or FAILED; or why neither can be said: INCONCLUSIVE, INVALID or NOT_JUDGED, which are classes
             of failure. Empty in records from before there were more than two.
         rules: version of the bounds that it was judged by (`harness.evaluate.rules`); 0 from before they had one.
+        attempt: which try of the cell it judges, as a sample's.
     """
 
     kind: ClassVar[str] = "check"
@@ -332,6 +333,7 @@ class CheckRecord(Record):
     text: str = ""
     verdict: str = ""
     rules: int = 0
+    attempt: int = 1
 
 
 @dataclass(frozen=True)

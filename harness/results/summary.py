@@ -44,6 +44,9 @@ SIM_NOTE = "sim speed is not a phone's speed: these times and rates are the simu
 GROUNDS: tuple[Ground, ...] = ("FP", "QDQ", "PHONE")
 """In the order a model goes through them."""
 
+TEXT_CHECK = "text_written"
+"""The check that a reply's bytes are what was judged."""
+
 GRAPHS: tuple[Graph, ...] = ("full", "kv", "prefill")
 _RACK = (FailureClass.INFRA, FailureClass.ENV)
 
@@ -114,10 +117,15 @@ class CellSummary:
         """The perplexities on one ground, a graph each."""
         return tuple(record for record in self.perplexities if record.ground == ground)
 
-    def graph_of(self, record: PerplexityRecord) -> str:
-        """The graph of one of the cell's perplexities; with the tokens where it scored fewer of them than others."""
-        most = max(other.tokens for other in self.perplexities)
-        return record.graph if record.tokens == most else f"{record.graph}, {record.tokens} tok"
+    def passed_text(self, sample: SampleRecord) -> bool:
+        """Whether a sample's text passed the check of what was written, and so may be shown.
+
+        Records from before there was that check have none of theirs that failed it.
+        """
+        found = [check for check in self.checks if check.name == TEXT_CHECK and check.attempt == sample.attempt]
+        if found:
+            return found[-1].passed
+        return sample.host_ms is None and not any(check.rules for check in self.checks)
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ of {rows} rows have not run.
 - **static**: SQNR of upstream's static Llama against transformers, float32, over 128 tokens; at least {least} dB.
 - **KV**: bits of the KV cache. **contexts**: context binaries a graph, of the shards asked for.
 - **delegated**: nodes on the HTP of those that the partitioner was asked about, over all artifacts.
-- **kv, hybrid, lookahead**: cells that passed of those that ran; a cell is one SoC. **phone**: the least SQNR of the
-  phone's logits against QDQ's, given the same tokens.
-- **ties**: greedy tokens that differ from QDQ's where its two best are nearly equal, of all compared."""
+- **kv, hybrid, lookahead**: cells that passed of those that ran; a cell is one SoC. **noise**: RMS of the phone's
+  log-probabilities off QDQ's, given the same tokens, in units of what random rounding does to them; the most of a cell.
+- **ties**: greedy tokens that differ from QDQ's where it finds both nearly as likely, of all compared."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def markdown(rows: Sequence[Row], command: str) -> str:
             least=f"{LEAST_DB:g}",
         ).splitlines(),
         "",
-        "| row | static | recipe | KV | contexts | delegated | kv | hybrid | lookahead | phone | ties |",
+        "| row | static | recipe | KV | contexts | delegated | kv | hybrid | lookahead | noise | ties |",
         "| --- | ---: | --- | ---: | --- | ---: | --- | --- | --- | ---: | --- |",
     ]
     lines += [_line(row) for row in rows]
@@ -126,7 +126,7 @@ def _line(row: Row) -> str:
     asked, nodes = model.shards, row.nodes
     made = "–" if row.contexts is None else "–".join(dict.fromkeys(map(str, row.contexts)))
     checks = [check for cell in row.cells for check in cell.checks]
-    least = min((c.value for c in checks if c.name == "phone_vs_qdq_sqnr" and c.value is not None), default=None)
+    most = max((c.value for c in checks if c.name == "phone_vs_qdq_noise" and c.value is not None), default=None)
     cells = [
         model.name,
         f"{parity.sqnr_db:.1f} dB" if parity else _NOT_RUN,
@@ -135,7 +135,7 @@ def _line(row: Row) -> str:
         f"{made} of {asked}",
         f"{nodes[1]:,} of {nodes[0]:,}" if nodes[0] else _NOT_RUN,
         *(_passed(row, mode) for mode in ("kv", "hybrid", "lookahead")),
-        f"{least:.1f} dB" if least is not None else _NOT_RUN,
+        f"{most:.2f}" if most is not None else _NOT_RUN,
         _ties([check.text for check in checks if check.name == "text_as_qdq"]),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -149,7 +149,7 @@ def _passed(row: Row, mode: str) -> str:
 
 
 def _ties(texts: Sequence[str]) -> str:
-    found = [re.match(r"(\d+) greedy tokens as QDQ's, (\d+)", text) for text in texts]
+    found = [re.match(r"(\d+) of \d+ greedy tokens held against QDQ, (\d+)", text) for text in texts]
     counts = [(int(match[1]), int(match[2])) for match in found if match]
     return f"{sum(ties for _, ties in counts)} of {sum(all_ for all_, _ in counts)}" if counts else _NOT_RUN
 

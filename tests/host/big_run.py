@@ -60,7 +60,7 @@ def _cell(index: int, entry: PlanEntry, phone: str, target: Target) -> Iterator[
     yield perplexity(cell, "FP", "full", 3910.0)
     yield perplexity(cell, "QDQ", "full", 3953.1)
     yield perplexity(cell, "PHONE", "kv", 3954.0)
-    for name in ("text_as_qdq", "phone_vs_qdq_rms", "phone_vs_qdq_ppl", "prefill_vs_kv_ppl"):
+    for name in ("text_as_qdq", "phone_vs_qdq_noise", "phone_vs_qdq_ppl", "prefill_vs_kv_ppl"):
         yield CheckRecord(cell, name, True, 0.0004, 0.02, f"{name} +0.04% (bound ±2%)")
     if index % 19 == 3:
         yield OutcomeRecord(

@@ -231,7 +231,7 @@ def test_a_history_says_what_the_runs_folders_say(tmp_path: Path) -> None:
     assert stored[BROKEN, KV] == direct[BROKEN, KV]
     assert stored[BROKEN, HYBRID] == direct[BROKEN, HYBRID]
     assert stored[FIRST, KV].decode_tok_s is None
-    bare: dict[str, Any] = {"ttft_ms": None, "prefill_tok_s": None, "decode_tok_s": None, "ppl": None, "ppl_graph": ""}
+    bare: dict[str, Any] = {"ttft_ms": None, "prefill_tok_s": None, "decode_tok_s": None, "scores": ()}
     assert stored[FIRST, KV] == replace(direct[FIRST, KV], **bare)
 
 

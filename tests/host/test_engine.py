@@ -15,19 +15,23 @@ from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from events import HANG_S, NEVER_S, until
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.build.builder import Builder, Request
 from harness.build.cache import Artifact
 from harness.conduct.run_cell import Tried, settle
 from harness.engine import connection, files
+from harness.engine.builds import EngineBuilder
 from harness.engine.cells import bundles_of
 from harness.engine.connection import Connection, Member, engine_address, tls_folder
 from harness.engine.driver import Engine, phones_of
 from harness.engine.facts import (
+    MEMORY,
     HostReport,
     InOrder,
     cell_data,
@@ -46,12 +50,14 @@ from harness.errors import ConfigError, EnvError, FailureClass, InfraError, erro
 from harness.farm.failures import Failure
 from harness.farm.select import Standing, Wish, meeting
 from harness.inventory import Limits, Phone
-from harness.matrix import Cell
+from harness.matrix import Cell, cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS, REPOSITORY
 from harness.results import Status, load_run, read_records
 from harness.soc import PHONE_KINDS, SOCS
+from harness.target import Target
+from harness.toolchain.environment import find_toolchain
 
 LIMIT_S = HANG_S
 S24 = PHONE_KINDS["galaxy_s24"]
@@ -299,6 +305,62 @@ def test_given_files_are_placed_by_content(tmp_path: Path) -> None:
     assert [file.path for file in one[0].files] == ["model.pte"]
 
 
+class _CompileHost:
+    """An engine with one compile host that has made all that it is asked for, in a cache of its own."""
+
+    def __init__(self, cache: Path, artifact: Artifact) -> None:
+        self.cache, self.artifact, self.fetched = cache, artifact, list[str]()
+
+    def members(self) -> dict[str, Member]:
+        return {"forge": Member({MEMORY: 1e6})}
+
+    def trusted(self, _address: str) -> bool:
+        return True
+
+    def name_of(self, address: str) -> str:
+        return address
+
+    def follow(self, _address: str, _task: object, _order: object, _resources: object, deliver: Any, *_: Any) -> Any:
+        folder, reference = self.artifact.folder.name, self.artifact.reference.name
+        made = {"reused": True, "seconds": 1.0, "peak_mb": 1.0, "error": None}
+        deliver({"built": self.artifact.key, "folder": folder, "reference": reference, **made})
+        return {"error": None, "messages": []}
+
+    def fetch(self, _address: str, place: str, target: Path, *, merge: bool = False) -> int:
+        self.fetched.append(place)
+        listed = files.listing(self.cache / place)
+        shutil.copytree(self.cache / place, target.with_name(".coming"))
+        (files.merge_into if merge else files.put_in_place)(target.with_name(".coming"), target, listed)
+        return sum(file.bytes for file in listed)
+
+
+@pytest.mark.parametrize("known", [(), ("reference.json", "witness.npz")], ids=["nothing", "what another mode needed"])
+def test_a_built_artifact_comes_with_its_whole_witness(tmp_path: Path, known: tuple[str, ...]) -> None:
+    """Lookahead's is added to a reference that a kv cell may have brought here before."""
+    references = [tmp_path / name / "references" / "tiny" for name in ("driver", "forge")]
+    for reference, names in zip(
+        references, (known, ("reference.json", "witness.npz", "lookahead-3-4-4.json")), strict=True
+    ):
+        reference.mkdir(parents=True)
+        for name in names:
+            (reference / name).write_text(name)
+    if not known:
+        references[0].rmdir()
+    made = tmp_path / "forge" / "artifacts" / "tiny-lookahead"
+    made.mkdir(parents=True)
+    (made / "model.pte").write_text("program")
+    pte = tmp_path / "driver" / "artifacts" / made.name / "model.pte"
+    pte.parent.parent.mkdir(parents=True)
+    witness = tuple(references[0] / name for name in ("witness.npz", "lookahead-3-4-4.json"))
+    artifact = Artifact("key", pte, references[0], {}, witness)
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.LOOKAHEAD], [SOCS["SM8650"]])
+    host, local = _CompileHost(tmp_path / "forge", artifact), Builder(find_toolchain(), tmp_path / "logs")
+    (result,) = EngineBuilder(host, local, lambda _: None).build([Request(cell, Target.SIM, artifact)])  # type: ignore[arg-type]
+    assert result.error is None
+    assert artifact.ready
+    assert host.fetched == ["references/tiny", "artifacts/tiny-lookahead"]
+
+
 # What is refused.
 
 
@@ -525,10 +587,20 @@ def test_a_bundle_goes_to_a_host_once(tmp_path: Path, two_hosts: ModuleType, mon
         assert engine.send(there, single, said.append) == str(placed)
         assert len(said) == 1
         assert said[0].startswith("sending given/")
+        # A folder that is there, and to which a file was added since, gets that one too.
+        (folder / "more.json").write_text("{}")
+        facts = {file.path: file for file in files.listing(folder)}
+        grown = files.Bundle(
+            single.place,
+            (*single.files, facts["more.json"]),
+            {**single.sources, "more.json": str(folder / "more.json")},
+        )
+        assert engine.send(there, grown, said.append) == str(placed)
+        assert files.holds(placed, grown.files)
         # And back.
         back = tmp_path / "back" / "thing"
-        assert engine.fetch(there, single.place, back) == 2560
-        assert files.holds(back, single.files)
+        assert engine.fetch(there, single.place, back) == 2562
+        assert files.holds(back, grown.files)
         with pytest.raises(InfraError, match="leads out"):
             engine.fetch(there, "../../etc", back)
 

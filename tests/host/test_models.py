@@ -32,7 +32,7 @@ def test_a_whole_model(tmp_path: Path) -> None:
     assert (spec.calibration.text, spec.calibration.samples) == (tmp_path / "calibration.txt", 4)
     assert spec.modes == (Mode.KV, Mode.HYBRID)
     assert spec.lengths == Lengths(128, 32)
-    assert (spec.bounds.phone_vs_qdq_ppl, spec.bounds.qdq_vs_fp_ppl) == (0.02, 0.10)
+    assert (spec.bounds.phone_vs_qdq_ppl, spec.bounds.qdq_vs_fp_ppl) == (0.01, 0.10)
     assert (spec.recipe.name, spec.shards, spec.kv_bits, spec.lpbq) == ("upstream", 1, 8, False)
     assert hash(spec) == hash(make_model(tmp_path))
 

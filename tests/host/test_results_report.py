@@ -24,7 +24,7 @@ from sample_run import (
 )
 
 from harness.errors import ConfigError, FailureClass
-from harness.results import OutcomeRecord, RecordWriter, Status, load_run
+from harness.results import CheckRecord, OutcomeRecord, RecordWriter, Status, load_run
 from harness.results.report import (
     escape_markdown,
     fenced,
@@ -187,6 +187,48 @@ def test_model_text_shows_as_text(tmp_path: Path) -> None:
     assert any("<b>not bold</b>" in pre for pre in page.pre)
 
 
+def judged(name: str, attempt: int = 1, verdict: str = "PASSED") -> CheckRecord:
+    return CheckRecord(GOOD, name, verdict == "PASSED", verdict=verdict, rules=1, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "host_ms", "checks", "shown"),
+    [
+        (1, 9.0, [judged("text_written")], True),
+        (1, 9.0, [judged("text_written"), judged("text_as_qdq", verdict="FAILED")], True),
+        (1, 9.0, [judged("text_written", verdict="FAILED")], False),
+        (1, 9.0, [judged("text_written", verdict="NOT_JUDGED")], False),
+        (1, None, [judged("witness", verdict="NOT_JUDGED")], False),
+        (2, 9.0, [judged("text_written")], False),
+        (2, 9.0, [judged("text_written", verdict="FAILED"), judged("text_written", 2)], True),
+        (1, 9.0, [], False),
+        (1, None, [], True),
+        (1, None, [CheckRecord(GOOD, "text_as_qdq", True)], True),
+    ],
+    ids=[
+        "passed",
+        "written as judged, and another than QDQ's",
+        "other bytes",
+        "not judged",
+        "nothing to judge by",
+        "passed at an earlier attempt only",
+        "passed at the last attempt",
+        "not judged yet",
+        "before there was a check",
+        "before there was this check",
+    ],
+)
+def test_a_report_shows_only_text_that_passed_and_else_where_the_raw_file_is(
+    tmp_path: Path, attempt: int, host_ms: float | None, checks: list[CheckRecord], shown: bool
+) -> None:
+    one = sample(GOOD, 3, text="garbage of the runner", attempt=attempt, host_ms=host_ms)
+    html, markdown = write_reports(write_run(tmp_path, made=[run_info(), planned(GOOD, 75), one, *checks]))
+    for text in (html.read_text(), markdown.read_text()):
+        assert ("garbage of the runner" in text) is shown
+        assert ("has not passed" in text) is not shown
+        assert (f"cells/{GOOD}/{attempt}-3/outputs.txt" in text) is not shown
+
+
 def test_every_foreign_field_is_escaped(tmp_path: Path) -> None:
     bad = "\"'><script>alert(1)</script>"
     cell = "m-kv-SM8650"
@@ -228,8 +270,8 @@ def test_markdown_tables_have_the_same_columns_in_each_row(tmp_path: Path) -> No
     assert _rows(numbers[2])[:6] == [GOOD, "s24", "PASSED", "410", "12.2", "3.80"]
     assert _rows(numbers[2])[-2] == "167.5 (kv), 167.8 (prefill)"
     assert _rows(numbers[-1])[2] == "NOT RUN"
-    assert _rows(ppl[2]) == [GOOD, "12.30", "12.42 (+0.99 %)", "12.43 (+0.05 %)", "12.44 (+0.15 %)", "+0.10 %"]
-    assert _rows(ppl[3]) == [BROKEN, "-", "-", "inf", "-", "-"]
+    assert _rows(ppl[2]) == [GOOD, "12.30", "12.42 (+0.99 %)", "12.43 (+0.05 %)", "12.44 (+0.15 %)", "+0.10 %", "2032"]
+    assert _rows(ppl[3]) == [BROKEN, "-", "-", "inf", "-", "-", "2032"]
     assert [_rows(row) for row in ttft[4:]] == [["33", "2", "180"], ["64", "2", "182"], ["a block more", "", "90.2"]]
     assert _rows(tasks[2])[2:] == ["acc", "0.500", "[phone prefill](c.json)"]
 

@@ -18,11 +18,11 @@ ROWS = [load_models(MODELS)[name] for name in ("llama3_2_3b_instruct", "qwen3_0_
 PARITY = Parity("qwen3_0_6b_twin", 123.4, 128, 2.0, 40, 0.1, 0.5, 1.0, 2.0)
 
 
-def cell(name: str, status: Status, pte: Path | None = None, **more: object) -> CellSummary:
+def cell(name: str, status: Status, pte: Path | None = None, noise: float = 0.34, **more: object) -> CellSummary:
     artifact = ArtifactRecord(name, "k", str(pte), 1, False, 1.0) if pte else None
     checks = (
-        CheckRecord(name, "phone_vs_qdq_sqnr", True, 44.25, 30.0, "…"),
-        CheckRecord(name, "text_as_qdq", True, 0.0, 0.0, "32 greedy tokens as QDQ's, 2 of them near ties"),
+        CheckRecord(name, "phone_vs_qdq_noise", True, noise, 1.0, "…"),
+        CheckRecord(name, "text_as_qdq", True, 0.0, 0.0, "32 of 40 greedy tokens held against QDQ, 2 of them near"),
     )
     return CellSummary(planned(name, 75), str(status), checks=checks, artifact=artifact, **more)  # type: ignore[arg-type]
 
@@ -31,7 +31,7 @@ def test_a_row_says_what_ran_and_what_did_not() -> None:
     cells = [
         cell("qwen3_0_6b_twin-kv-SM8650@s24", Status.FAILED, reason="old"),
         cell("qwen3_0_6b_twin-kv-SM8650@s24", Status.PASSED),
-        cell("qwen3_0_6b_twin-kv-SM8550", Status.PASSED),
+        cell("qwen3_0_6b_twin-kv-SM8550", Status.PASSED, noise=0.417),
         cell("qwen3_0_6b_twin-hybrid-SM8550", Status.FAILED, failure_class=FailureClass.PRODUCT, reason="it is wrong"),
         cell("qwen3_0_6b_twin-hybrid-SM8650", Status.SKIPPED),
         cell("tiny_llama-kv-SM8650@s24", Status.PASSED),
@@ -41,7 +41,7 @@ def test_a_row_says_what_ran_and_what_did_not() -> None:
     columns = [column.strip() for column in line.strip("|").split("|")]
     assert columns == [
         *("qwen3_0_6b", "123.4 dB", "upstream (LPBQ)", "16", "– of 1", "–"),
-        *("2 of 2", "0 of 1", "–", "44.2 dB", "6 of 96"),
+        *("2 of 2", "0 of 1", "–", "0.42", "6 of 96"),
     ]
     assert "2 of 3 cells that ran passed; 1\nof 2 rows have not run" in page
     assert "- `qwen3_0_6b_twin-hybrid-SM8550`: PRODUCT: it is wrong" in page
