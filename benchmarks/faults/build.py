@@ -268,12 +268,14 @@ def encodings_of_another_layer(patch: Patch) -> None:
 @fault("the KV cache is read with a scale 10% too large", "build", modes=ONE)
 def kv_encodings(patch: Patch) -> None:
     def change(module: Any) -> int:
+        # Caches are the inputs of which there is one a layer, of the same shape.
+        inputs = [(n, tuple(n.meta["val"].shape)) for n in module.graph.nodes if n.op == "placeholder"]
+        shapes = [shape for _, shape in inputs]
         count = 0
-        for node in module.graph.nodes:
-            if node.op == "placeholder" and ("cache" in node.name or node.name.startswith(("k_", "v_"))):
-                for user in [user for user in node.users if user in per_tensor(module)]:
-                    count += 1
-                    reencode(user, user.args[1] * 1.1)
+        for node in [node for node, shape in inputs if shapes.count(shape) > 2]:
+            for user in [user for user in node.users if user in quantisers(module)]:
+                count += 1
+                reencode(user, user.args[1] * 1.1)
         return count
 
     change_graph(patch, change)

@@ -322,7 +322,7 @@ def eos_ends_nothing(patch: Patch) -> None:
 def ends_at_any_token(patch: Patch) -> None:
     @patch.around("harness.runtime.generate", "generate")
     def generate(original: Any, session: Any, prompt: Sequence[int], **more: Any) -> Any:
-        more["stop"] = frozenset([*more.get("stop", ()), *range(5, session.info.vocab, 23)])
+        more["stop"] = frozenset([*more.get("stop", ()), *range(5, session.info.vocab, 7)])
         result = original(session, prompt, **more)
         if result.stopped:
             patch.strike()
