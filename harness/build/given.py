@@ -1,7 +1,7 @@
 """`--pte DIR`: artifacts the user gives instead of the cache, checked to fit their cells before anything runs.
 
     DIR/<model>-<mode>-<SoC>.pte             the program
-    DIR/<model>-reference/                   reference.json, the tokenizer, decode_qdq.pt2
+    DIR/<model>-reference/                   reference.json, the tokenizer, the witness; of small models decode_qdq.pt2
 
 `htpfarm compile --out DIR` writes such a folder.
 """

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.build.witness import load_lookahead
 from harness.conduct.accuracy import further, judge_scores
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
@@ -20,7 +19,7 @@ from harness.errors import ConfigError, NotJudgedError
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import delegation_check, grey, qdq_check
-from harness.evaluate.lookahead import counted_check, course_of
+from harness.evaluate.lookahead import counted_check
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.seams import Stage
@@ -174,9 +173,9 @@ def _judge(
     checks, judged, _ = text_checks(cell.id, replies, attempt.witness, attempt.tokenizer, attempt.stop, attempt.qdq)
     if cell.mode is Mode.LOOKAHEAD:
         # Its decode graph takes guesses: the stock runner has no way to score with it.
-        known = load_lookahead(attempt.artifact.reference, attempt.settings)
+        known = attempt.lookahead_witness([reply.fed for reply in replies])
         counts = [count for one in taken for count in accepted_counts(one.result.stderr + one.result.stdout)]
-        return [*checks, counted_check(cell.id, counts, [course_of(known, reply.fed) for reply in replies])]
+        return [*checks, counted_check(cell.id, counts, known)]
     rows = [part for one in judged for part in one.rows]
     return [*checks, *_accuracy(attempt, payload, deployed, info, rows)]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.build.witness import load_lookahead
 from harness.conduct.accuracy import Unseen, measure_accuracy
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.real import run_on_real
@@ -12,7 +11,7 @@ from harness.conduct.replies import Answered, run_prompts
 from harness.conduct.speed_witness import speed_check
 from harness.errors import NotJudgedError
 from harness.evaluate.judge import delegation_check
-from harness.evaluate.lookahead import course_check, course_of
+from harness.evaluate.lookahead import course_check
 from harness.evaluate.text import Judged, text_checks
 from harness.farm.failures import Failure
 from harness.model_file import Mode
@@ -74,8 +73,7 @@ def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[
     replies = [one.reply for one in answered]
     checks, judged, _ = text_checks(cell.id, replies, witness, attempt.tokenizer, attempt.stop, attempt.qdq)
     if cell.mode is Mode.LOOKAHEAD:
-        known = load_lookahead(attempt.artifact.reference, attempt.settings)
         walked = [one.walked for one in answered if one.walked is not None]
-        courses = [course_of(known, one.prompt) for one in walked]
-        checks.append(course_check(cell.id, walked, attempt.settings, courses, witness.typical_spread))
+        known = attempt.lookahead_witness([one.prompt for one in walked])
+        checks.append(course_check(cell.id, walked, attempt.settings, known, witness.typical_spread))
     return checks, judged

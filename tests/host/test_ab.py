@@ -52,7 +52,8 @@ jitter=$(( $$ % 5 ))
 prefill=$(( 2000 * {percent} / 100 + jitter )); decode=$(( 9000 * {percent} / 100 + jitter ))
 end=$(( 1000 + prefill + decode ))
 echo text > outputs.txt; echo 1.0 > inference_speed.txt
-turn='{{"prompt_tokens": [1, 2], "tokens": [3, 4], "decode_steps": {tokens}, "accepted": 0}}'
+rows='"rows": {{"ids": [[3], [4]], "logprobs": [[-0.1], [-0.1]]}}, "row_choices": []'
+turn='{{"prompt_tokens": [1, 2], "tokens": [3, 4], "decode_steps": {tokens}, "accepted": 0, '"$rows"'}}'
 echo "{{\\"peak_rss_kib\\": 1024, \\"turns\\": [$turn]}}" > stats.json
 echo "PyTorchObserver {{\\"prompt_tokens\\":10,\\"generated_tokens\\":{tokens},\\"model_load_start_ms\\":1,\
 \\"model_load_end_ms\\":900,\\"inference_start_ms\\":1000,\\"inference_end_ms\\":$end,\

@@ -19,6 +19,8 @@ from harness.build.calibration import CalibrationChoice
 from harness.build.events import Event, emit, parse
 from harness.build.given import given_artifacts, misfits
 from harness.build.job import BuildJob, Output
+from harness.build.witness import load_lookahead, load_witness
+from harness.cli import main
 from harness.conduct.run_cell import advised
 from harness.errors import ConfigError, EnvError, FailureClass
 from harness.farm.failures import Failure
@@ -26,10 +28,11 @@ from harness.matrix import Cell, cells
 from harness.model_file import Lengths, Mode, Recipe
 from harness.models import ModelSpec, load_models
 from harness.paths import MODELS, REPOSITORY
+from harness.runtime.lookahead import Settings
 from harness.runtime.program import read_info
 from harness.soc import find_soc
 from harness.target import Target
-from harness.toolchain.environment import find_toolchain
+from harness.toolchain.environment import find_toolchain, fingerprint
 
 FINGERPRINT = {"executorch": "1.5.1"}
 SOC = find_soc("SM8650")
@@ -88,6 +91,39 @@ def test_one_reference_serves_all_socs_and_modes(tiny: ModelSpec) -> None:
         request(tiny, mode, soc).artifact.reference for mode in (Mode.KV, Mode.HYBRID) for soc in ("SM8550", "SM8750")
     }
     assert len(found) == 1
+
+
+def test_a_reference_is_of_the_prompts_and_texts_that_it_speaks_of(tiny: ModelSpec) -> None:
+    """What a phone is judged by changes with them, and what is compiled does not."""
+    models = [
+        tiny,
+        replace(tiny, prompts=(*tiny.prompts, "And it came to pass")),
+        replace(tiny, prompts=tiny.prompts[::-1]),
+        replace(tiny, max_new_tokens=tiny.max_new_tokens + 1),
+        replace(tiny, system_prompt="Be brief."),
+        replace(tiny, eval=replace(tiny.eval, tokens=tiny.eval.tokens + 1)),
+    ]
+    artifacts = [request(model, Mode.HYBRID).artifact for model in models]
+    assert len({artifact.reference for artifact in artifacts}) == len(models)
+    assert len({artifact.key for artifact in artifacts}) == 1
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_an_artifact_is_ready_with_all_that_it_is_judged_by(
+    tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    monkeypatch.setenv("HTPFARM_CACHE", str(tmp_path))
+    artifact = request(tiny, mode).artifact
+    names = ["reference.json", "witness.npz", *(["lookahead-3-4-4.json"] if mode is Mode.LOOKAHEAD else [])]
+    files = [artifact.pte, *(artifact.reference / name for name in names)]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert artifact.ready
+    for file in files:
+        file.unlink()
+        assert not artifact.ready, file
+        file.touch()
 
 
 def test_kv_and_hybrid_share_a_worker_and_models_do_not(tiny: ModelSpec) -> None:
@@ -208,6 +244,43 @@ def test_given_files_are_all_checked_at_once(
     shutil.copy(tiny_artifacts["hybrid"].pte, tmp_path / "tiny_llama-hybrid-SM8650.pte")
     found = given_artifacts(tmp_path, wanted, Target.SIM, FINGERPRINT)
     assert {a.pte.name for a in found.values()} == {"tiny_llama-kv-SM8650.pte", "tiny_llama-hybrid-SM8650.pte"}
+
+
+@pytest.mark.slow
+def test_what_is_compiled_for_others_carries_the_witness(
+    tiny_artifacts: dict[str, Artifact], tiny: ModelSpec, tmp_path: Path
+) -> None:
+    places = ["--rack", str(REPOSITORY / "devices.yaml"), "--models", "tiny_llama", "--socs", "SM8650"]
+    assert main(["compile", *places, "--modes", "kv,lookahead", "--out", str(tmp_path)]) == 0
+    wanted = cells([tiny], [Mode.KV, Mode.LOOKAHEAD], [SOC])
+    found = given_artifacts(tmp_path, wanted, Target.SIM, FINGERPRINT)
+    (reference,) = {artifact.reference for artifact in found.values()}
+    assert reference == tmp_path / "tiny_llama-reference"
+    prompts = set(load_witness(tiny_artifacts["kv"].reference).prompts)
+    assert set(load_witness(reference).prompts) == prompts
+    assert set(load_lookahead(reference, Settings(3, 4, 4))) == prompts
+    assert len(prompts) == len(tiny.prompts)
+
+
+@pytest.mark.slow
+def test_a_witness_that_was_lost_is_made_again(
+    tiny_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.KV], [SOC])
+    monkeypatch.setenv("HTPFARM_CACHE", str(tmp_path))
+    toolchain = find_toolchain()
+    place = locate(cell.model, Mode.KV, SOC, Target.SIM, cell.lengths, fingerprint(toolchain))
+    kept = tiny_artifacts["kv"]
+    shutil.copytree(kept.folder, place.folder)
+    shutil.copytree(kept.reference, place.reference, ignore=shutil.ignore_patterns("witness.npz"))
+    assert not place.ready
+    (result,) = Builder(toolchain, tmp_path / "logs").build([Request(cell, Target.SIM, place)])
+    assert result.error is None
+    assert place.ready
+    made, before = load_witness(place.reference), load_witness(kept.reference)
+    assert set(made.prompts) == set(before.prompts)
+    assert [text.inputs for text in made.held_out] == [text.inputs for text in before.held_out]
+    assert made.typical_spread == pytest.approx(before.typical_spread, rel=0.01)
 
 
 LOGITS = """

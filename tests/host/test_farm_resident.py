@@ -19,6 +19,7 @@ from toy_runner import AR, CONTEXT
 
 from harness.conduct.speed_witness import Witnessed, speed_check
 from harness.errors import ConfigError, CrashError, FailureClass, HarnessError, InfraError, ProductError
+from harness.evaluate import phone_scorer
 from harness.evaluate.phone_scorer import PhoneScorer
 from harness.evaluate.scorer import Scorer
 from harness.evaluate.stock_scorer import StockScorer
@@ -38,7 +39,7 @@ from harness.rack.phone import tell
 from harness.runtime.generate import generate
 from harness.runtime.program import read_info
 from harness.runtime.sampling import greedy, log_softmax
-from harness.runtime.score import score
+from harness.runtime.score import Leg, score, walk
 from harness.runtime.session import Session
 from harness.soc import PHONE_KINDS
 from harness.text.tokenizer import load_tokenizer
@@ -190,6 +191,41 @@ def test_windows_are_asked_for_in_chunks(link: PhoneLink, tmp_path: Path) -> Non
     assert [s.logprobs for s in scores] == [
         s.logprobs for s in score(Session(ToyHtp(toy_info(CONTEXT, AR))), many, "kv")
     ]
+
+
+def test_a_walk_goes_over_in_parts_that_begin_where_nothing_is_kept(link: PhoneLink, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    pair = [Leg(0, "prefill", (3,) * 12), Leg(12, "kv", (5, 6, 7, 8), (6, 7, 8, 9))]
+    legs = [Leg(one.keep, one.graph, (n, *one.inputs[1:]), one.targets) for n in range(5) for one in pair]
+    with toy(link, tmp_path, 2) as resident:
+        found = phone_scorer.walk(resident, legs, progress=lambda done, total: seen.append((done, total)))
+        assert resident.requests == 2
+    assert seen == [(8, 10), (10, 10)]
+    expected = walk(Session(ToyHtp(toy_info(CONTEXT, AR))), legs)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.logprobs, one.steps) == (other.logprobs, other.steps)
+        assert one.top.ids.tolist() == other.top.ids.tolist()
+        assert one.top.logprobs == pytest.approx(other.top.logprobs, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "legs",
+    [
+        "[]",
+        '[{"logprobs": [], "top": {"ids": [], "logprobs": []}}]',
+        '[{"logprobs": [1e999], "top": {"ids": [], "logprobs": []}, "steps": 1, "seconds": 0.1}]',
+        '[{"logprobs": [-1.0], "top": {"ids": [[1, 2]], "logprobs": [[-1.0]]}, "steps": 1, "seconds": 0.1}]',
+    ],
+    ids=["too few", "no counts", "no number", "rows of two sizes"],
+)
+def test_a_walk_of_another_form_is_the_products_fault(link: PhoneLink, tmp_path: Path, legs: str) -> None:
+    answers = (f'{{"ok":true,"id":1,"legs":{legs}}}', '{"ok":true,"id":2}')
+    script = frame(READY) + "".join("head -c 5 >/dev/null; " + frame(answer) for answer in answers)
+    with (
+        toy(link, tmp_path, 3, script=script) as resident,
+        pytest.raises(ProductError, match="the runner's scores have another form"),
+    ):
+        phone_scorer.walk(resident, [Leg(0, "kv", (1,), (2,))])
 
 
 def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path: Path) -> None:

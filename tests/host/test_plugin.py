@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from events import HANG_S, until
+from test_judged_cells import SCORE_CHECKS, TEXT_CHECKS
 
 from harness.build.cache import Artifact
 from harness.build.given import export
@@ -180,11 +181,11 @@ def test_a_given_pte_is_evaluated_later_with_more_text_and_tasks(given: Path, tm
     scored = {(record.ground, record.graph): record for record in run.perplexities[cell]}
     assert set(scored) == {("FP", "full"), ("QDQ", "full"), ("PHONE", "kv"), ("PHONE", "prefill")}
     assert {(record.tokens, record.words) for record in scored.values()} == {(320, scored["FP", "full"].words)}
-    assert scored["PHONE", "kv"].steps == 320
+    assert scored["PHONE", "kv"].steps >= 320  # and a few beyond the seams
     assert scored["PHONE", "prefill"].steps == 10  # blocks of 32
     names = {check.name for check in run.checks[cell]}
-    perplexities = {"phone_vs_qdq_ppl", "prefill_vs_kv_ppl", "qdq_vs_fp_ppl"}
-    assert names == perplexities | {"phone_vs_qdq_rms", "phone_vs_qdq_sqnr", "text_as_qdq", "whole_on_htp"}
+    assert names == {"whole_on_htp", *TEXT_CHECKS, *SCORE_CHECKS}
+    assert {check.verdict for check in run.checks[cell]} == {"PASSED"}
     tasks = run.tasks[cell]
     assert [(task.ground, task.samples) for task in tasks] == [("FP", 3), ("QDQ", 3), ("PHONE", 3)]
     assert all({"acc", "acc_norm"} <= set(task.metrics) for task in tasks)
@@ -193,7 +194,7 @@ def test_a_given_pte_is_evaluated_later_with_more_text_and_tasks(given: Path, tm
     assert not (cache / "artifacts").exists()
 
 
-@pytest.mark.parametrize("moment", ["deploying", "prompt 1/", "perplexity of"])
+@pytest.mark.parametrize("moment", ["deploying", "prompt 1/", "scoring "])
 def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Path, tmp_path: Path) -> None:
     cache, reports, rack = tmp_path / "cache", tmp_path / "reports", tmp_path / "rack.yaml"
     rack.write_text(RACK)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from events import HANG_S
 from farm_rack import OBSERVER
+from sample_run import planned
 from test_ab import RUNNER
+from test_judged_cells import SCORE_CHECKS, TEXT_CHECKS, leave, remove, truncate, without_modules
 from test_plugin import device, finished
 
 from harness.build.cache import Artifact
@@ -20,7 +23,8 @@ from harness.conduct.ab import measure_pairs
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.live import LiveLog
 from harness.conduct.phone_files import BUILD_FOLDER, BUILD_NAME, PhoneFiles, own_build_folder
-from harness.conduct.real import check_real, run_on_real, target_of
+from harness.conduct.real import check_real, target_of
+from harness.conduct.run_cell import run_cell
 from harness.conduct.sides import read_side
 from harness.errors import ConfigError, FailureClass, InfraError
 from harness.evaluate.choice import EvalChoice
@@ -38,13 +42,15 @@ from harness.farm.session import SessionSpec, run_session
 from harness.inventory import load_inventory
 from harness.matrix import cells
 from harness.model_file import Mode
-from harness.models import load_models
+from harness.models import ModelSpec, load_models
 from harness.paths import MODELS, REPOSITORY
 from harness.rack import manage
 from harness.rack.image import LAUNCHER
 from harness.rack.manage import RackState
-from harness.results import DeployRecord, Record, RecordWriter, SampleRecord, load_run
-from harness.results.records import RunInfo, utc_now
+from harness.results import DeployRecord, Record, RecordWriter, SampleRecord, Status, load_run
+from harness.results.records import OutcomeRecord, RunInfo, utc_now
+from harness.results.store import RunData
+from harness.results.summary import exit_status, summarise
 from harness.soc import PHONE_KINDS, SOCS
 from harness.target import Target
 from harness.toolchain.describe import toolchain_at
@@ -385,17 +391,16 @@ def test_ab_on_a_real_phone_is_refused_without_a_runner_for_each_side(
     assert not list(tmp_path.glob("reports/*/build*"))
 
 
-@pytest.mark.slow
-def test_a_cell_on_a_real_phone_from_deployment_to_verdict(
-    rack: RackState, built: tuple[Path, Path], tmp_path: Path, tiny_artifacts: dict[str, Artifact]
-) -> None:
+def judged_on_real(
+    rack: RackState, tmp_path: Path, artifact: Artifact, model: ModelSpec
+) -> tuple[OutcomeRecord, RunData]:
+    """A hybrid cell's outcome and records. The artifact is the simulator's, which runs it; all else is a phone's."""
     link_to(rack, tmp_path)
     (phone,) = attach(load_inventory(tmp_path / "devices.yaml"))
-    model = replace(load_models(MODELS)["tiny_llama"], prompts=("Once upon a time",), max_new_tokens=8)
-    model = replace(model, eval=replace(model.eval, kv_tokens=12))
     (cell,) = cells([model], [Mode.HYBRID], [SOCS["SM8650"]])
     writer = RecordWriter(tmp_path / "run")
     writer.append(RunInfo("run", utc_now(), (), "", "", {}, "", Target.ANDROID))
+    writer.append(planned(cell.id, 75))
     bench = Bench(
         "run",
         tmp_path / "run",
@@ -408,18 +413,72 @@ def test_a_cell_on_a_real_phone_from_deployment_to_verdict(
         Nurse(HealthBook(tmp_path / "health")),
         HostLeases(tmp_path / "leases"),
     )
-    # The artifact is the simulator's, since that runs it; everything else is as for a phone.
     phone.link.must("mkdir -p /data/local/tmp/htpfarm")
-    script = Path(manage.status(rack and Path(rack.phones[0].root).parents[1]).phones[0].root).parents[1] / "insists.sh"  # type: ignore[union-attr]
+    script = Path(rack.phones[0].root).parents[1] / "insists.sh"
     script.write_text(script.read_text().replace("$SIMULATE$(cat simulate 2>/dev/null)", "yes"))
-    failure = run_on_real(Attempt(bench, cell, tiny_artifacts["hybrid"], phone, 1))
-    assert failure is None or failure.failure_class is not FailureClass.INFRA, failure
-    data = load_run(tmp_path / "run")
-    (sample,) = data.samples[cell.id]
+    outcome = run_cell(bench, cell, artifact, 60.0)
+    return outcome, load_run(tmp_path / "run")
+
+
+def tiny(kv_tokens: int = 64, **changes: Any) -> ModelSpec:
+    """With one prompt of a few new tokens, and little text to score."""
+    model = load_models(MODELS)["tiny_llama"]
+    changes = {"prompts": model.prompts[:1], "max_new_tokens": 8, **changes}
+    return replace(model, eval=replace(model.eval, kv_tokens=kv_tokens), **changes)
+
+
+@pytest.mark.slow
+def test_a_cell_on_a_real_phone_is_judged_by_its_witness_alone(
+    rack: RackState, built: tuple[Path, Path], tmp_path: Path, tiny_artifacts: dict[str, Artifact]
+) -> None:
+    """From deployment to verdict, with a reference that has no module, as a large model's."""
+    artifact = without_modules(tiny_artifacts["hybrid"], tmp_path)
+    outcome, data = judged_on_real(rack, tmp_path, artifact, tiny())
+    (sample,) = data.samples[outcome.cell]
     assert sample.target is Target.ANDROID
-    assert sample.text.startswith("Once upon a time") or sample.generated_tokens > 0
+    assert sample.text.startswith(tiny().prompts[0])
+    assert sample.generated_tokens == 7
     assert "vitals" in sample.raw
-    checks = {check.name: check.passed for check in data.checks[cell.id]}
-    assert checks["text_as_qdq"]
-    assert checks["phone_vs_qdq_ppl"]
-    assert failure is None, failure
+    checks = {check.name: check for check in data.checks[outcome.cell]}
+    assert set(checks) == {"whole_on_htp", *TEXT_CHECKS, *SCORE_CHECKS} - {"prefill_vs_kv_ppl"}
+    assert {check.verdict for check in checks.values()} == {"PASSED"}, outcome.reason
+    assert {check.attempt for check in checks.values()} == {outcome.attempts}
+    assert outcome.status is Status.PASSED, outcome
+    assert exit_status(summarise(data)) == 0
+    assert summarise(data).cells[0].passed_text(sample)
+    assert {(one.ground, one.graph, one.tokens) for one in data.perplexities[outcome.cell]} == {
+        *(("FP", "full", 64), ("QDQ", "full", 64), ("PHONE", "kv", 64))
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "prompts", "words"),
+    [
+        (remove, None, "the artifact has no witness"),
+        (truncate, None, "the witness cannot be read"),
+        (leave, ("Once upon a time",), "does not know the prompt 'Once upon a time'"),
+    ],
+    ids=["none", "cut short", "of other prompts"],
+)
+def test_without_a_witness_a_cell_on_a_real_phone_is_not_judged_and_never_passes(
+    rack: RackState,
+    built: tuple[Path, Path],
+    tmp_path: Path,
+    tiny_artifacts: dict[str, Artifact],
+    damage: Callable[[Path], None],
+    prompts: tuple[str, ...] | None,
+    words: str,
+) -> None:
+    artifact = without_modules(tiny_artifacts["hybrid"], tmp_path)
+    damage(artifact.reference)
+    model = tiny(**({"prompts": prompts} if prompts else {}))
+    outcome, data = judged_on_real(rack, tmp_path, artifact, model)
+    assert (outcome.status, outcome.failure_class, outcome.attempts) == (Status.ERROR, FailureClass.NOT_JUDGED, 1)
+    assert words in outcome.reason
+    assert "compile again" in outcome.remedy
+    assert exit_status(summarise(data)) == 1
+    verdicts = {check.name: check.verdict for check in data.checks[outcome.cell]}
+    assert verdicts == {"whole_on_htp": "PASSED", "witness": "NOT_JUDGED"}
+    (sample,) = data.samples[outcome.cell]
+    assert not summarise(data).cells[0].passed_text(sample)

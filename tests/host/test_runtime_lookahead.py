@@ -280,6 +280,43 @@ def test_the_same_tokens_as_greedy_kv(
         assert ahead.stopped == plain.stopped
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    tree=st.sampled_from(TREES),
+    prompt=st.lists(st.integers(0, 12), min_size=1, max_size=14),
+    seq_len=st.integers(20, CONTEXT),
+    stop=st.sets(st.integers(0, 12), max_size=1),
+)
+def test_what_the_rows_chose_is_enough_to_go_the_same_way_again(
+    tree: Settings, prompt: list[int], seq_len: int, stop: set[int]
+) -> None:
+    run = session(tree)
+    done = generate(
+        run, prompt, seq_len=seq_len, choose=greedy, stop=stop, lookahead=Lookahead(tree, 3), keep_rows=True
+    )
+    assert done.chosen_from is not None
+    assert tuple(done.chosen_from.argmax(axis=1)) == done.tokens
+    assert [len(step) for step in done.row_choices] == [tree.ar_len] * done.decode_steps
+    steps = iter(done.row_choices)
+    emitted = [done.tokens[0]]
+    course = run_lookahead(
+        Lookahead(tree, 3), prompt, emitted, lambda _: next(steps), seq_len=seq_len, limit=run.limit, stop=stop
+    )
+    assert (course.tokens, course.steps, course.accepted) == (done.tokens, done.decode_steps, done.accepted)
+    assert tuple(emitted) == done.tokens
+    assert not list(steps)
+
+
+def test_rows_are_kept_where_they_are_asked_for() -> None:
+    plain = generate(session(None), [1, 2, 3], seq_len=20, choose=greedy, keep_rows=True)
+    assert plain.chosen_from is not None
+    assert tuple(plain.chosen_from.argmax(axis=1)) == plain.tokens
+    assert plain.row_choices == ()
+    without = write(TREES[1], [1, 2, 3], 20)
+    assert without.chosen_from is None
+    assert without.row_choices == ()
+
+
 def test_ngrams_save_steps_where_the_text_repeats() -> None:
     """The toy's text is no language: a loop comes from a model whose next token depends on the last alone."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from events import HANG_S
 from hypothesis import given, settings
@@ -25,8 +27,18 @@ from harness.frames import MAX_FRAME, FrameError, encode_frame, take_frame
 from harness.paths import REPOSITORY
 from harness.runtime.generate import generate
 from harness.runtime.program import read_info
-from harness.runtime.sampling import greedy, sampler
-from harness.runtime.score import parse_scores, request_json, score
+from harness.runtime.sampling import dequantise, greedy, log_softmax, sampler
+from harness.runtime.score import (
+    TOP,
+    Leg,
+    LegScore,
+    legs_json,
+    likeliest,
+    parse_scores,
+    parse_walk,
+    request_json,
+    score,
+)
 from harness.runtime.session import Session
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
@@ -253,7 +265,99 @@ def test_lookahead_gives_the_tokens_of_kv_and_repeats(tmp_path: Path) -> None:
         assert len(runner.scores([Window((1, 2), (2, 3))], "prefill")) == 1
 
 
+def walked(runner: Runner, legs: list[Leg]) -> list[LegScore]:
+    answer = runner.ask("walk", legs=legs_json(legs))
+    assert answer["ok"], answer
+    return parse_walk(answer["legs"])
+
+
+def rows_of(runner: Runner, tokens: list[int], graph: str) -> npt.NDArray[np.float64]:
+    """Log-probabilities [n,V] after each token by `logits`, from an empty cache."""
+    answer = runner.ask("logits", graph=graph, tokens=tokens)
+    raw = np.frombuffer(base64.b64decode(answer["logits"]), dtype=answer["dtype"]).reshape(len(tokens), -1)
+    return log_softmax(dequantise(raw, answer["scale"], answer["zero_point"]))
+
+
+def check_leg(found: LegScore, leg: Leg, rows: npt.NDArray[np.float64]) -> None:
+    """`rows`: log-probabilities of the whole text; the leg's begin at what it keeps."""
+    here = rows[leg.keep : leg.keep + len(leg.inputs)]
+    ids = likeliest(here, min(TOP, here.shape[1]))
+    assert found.top.ids.tolist() == ids.tolist()
+    np.testing.assert_allclose(found.top.logprobs, np.take_along_axis(here, ids, axis=1), atol=1e-6)
+    np.testing.assert_allclose(found.logprobs, here[np.arange(len(leg.targets)), leg.targets], atol=1e-9)
+
+
+STORY = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 12, 3]
+
+
+def leg(keep: int, graph: Any, end: int, targets: bool = True) -> Leg:
+    """Of STORY, from `keep` to `end`."""
+    following = (*STORY[1:], 0)
+    return Leg(keep, graph, tuple(STORY[keep:end]), tuple(following[keep:end]) if targets else ())
+
+
+@pytest.mark.parametrize("depth", [AR - 1, AR, AR + 1, 2 * AR + 1, CONTEXT - 1])
+def test_a_walk_over_a_handover_and_a_rewind_gives_the_rows_of_the_text(shared: Runner, depth: int) -> None:
+    """Of the toy every way to a text gives the same logits: any other column, position or mask gives others."""
+    rows = rows_of(shared, STORY, "kv")
+    legs = [
+        leg(0, "prefill", depth),
+        Leg(depth, "kv", (7, 7, 7)[: CONTEXT - depth]),  # other tokens, forgotten again
+        leg(depth, "kv", CONTEXT),
+        leg(0, "kv", depth, targets=False),
+        leg(depth - 1, "prefill", CONTEXT),
+    ]
+    found = walked(shared, legs)
+    for score_, one in zip(found, legs, strict=True):
+        if one.targets:
+            check_leg(score_, one, rows)
+        else:
+            assert (score_.logprobs, len(score_.top)) == ((), 0)
+        assert score_.steps == (len(one.inputs) if one.graph == "kv" else -(-len(one.inputs) // AR))
+        assert score_.seconds >= 0
+
+
+def test_a_walk_begins_and_leaves_an_empty_cache(shared: Runner) -> None:
+    rows = rows_of(shared, STORY, "kv")
+    for _ in range(2):
+        shared.ask("generate", tokens=[5, 6, 7], max_new=3)
+        check_leg(walked(shared, [leg(0, "kv", 6)])[0], leg(0, "kv", 6), rows)
+        assert "no conversation" in shared.ask("generate", tokens=[7], max_new=1, fresh=False)["what"]
+
+
+def test_a_refused_walk_leaves_the_conversation(shared: Runner) -> None:
+    expected = shared.ask("generate", tokens=[5, 6, 7], max_new=9)["tokens"]
+    begun = shared.ask("generate", tokens=[5, 6, 7], max_new=3)["tokens"]
+    assert shared.ask("walk", legs=[])["class"] == "CONFIG"
+    session = local()
+    generate(session, [5, 6, 7], seq_len=6, choose=greedy)
+    following = generate(session, [4], seq_len=8, choose=greedy).tokens[:1]
+    assert begun == expected[:3]
+    assert tuple(shared.ask("generate", tokens=[4], max_new=1, fresh=False)["tokens"]) == following
+
+
+def test_a_kv_program_walks_its_one_graph_and_refuses_the_other(tmp_path: Path) -> None:
+    with toy(tmp_path, prefill=False) as runner:
+        assert runner.ready["mode"] == "kv"
+        check_leg(walked(runner, [leg(0, "kv", 5)])[0], leg(0, "kv", 5), rows_of(runner, STORY[:5], "kv"))
+        answer = runner.ask("walk", legs=legs_json([leg(0, "kv", 3), leg(3, "prefill", 5)]))
+        assert (answer["ok"], answer["class"], answer["where"]) == (False, "CONFIG", "legs[1]")
+        assert "no prefill_forward" in answer["what"]
+
+
+def test_in_lookahead_a_walk_takes_consecutive_tokens_a_step(tmp_path: Path) -> None:
+    with toy(tmp_path, lookahead=[2, 2, 2]) as runner:
+        step = runner.ready["ar_len"]["kv_forward"]
+        rows = rows_of(runner, STORY, "prefill")
+        legs = [leg(0, "prefill", 5), leg(5, "kv", 12)]
+        for score_, one in zip(walked(runner, legs), legs, strict=True):
+            check_leg(score_, one, rows)
+        assert walked(runner, [leg(0, "kv", 7)])[0].steps == -(-7 // step)
+
+
 WINDOW = {"input": [1], "target": [2]}
+LEG = {"keep": 0, "graph": "kv", "input": [1, 2], "target": [2, 3]}
+FULL = {"keep": 0, "graph": "prefill", "input": [1] * CONTEXT}  # its last block is not kept
 
 
 @pytest.mark.parametrize(
@@ -268,6 +372,23 @@ WINDOW = {"input": [1], "target": [2]}
         ({"op": "score", "graph": "kv", "windows": [WINDOW, {"input": [1], "target": [13]}]}, "outside the vocabulary"),
         ({"op": "score", "graph": "kv", "windows": [{"input": [1.0], "target": [1]}]}, "whole numbers"),
         ({"op": "score", "graph": "kv", "windows": [WINDOW], "window": 1}, "knows no window"),
+        ({"op": "walk"}, "no walk"),
+        ({"op": "walk", "legs": []}, "a walk without a leg"),
+        ({"op": "walk", "legs": [1]}, "no walk"),
+        ({"op": "walk", "legs": [LEG], "graph": "kv"}, "knows no graph"),
+        ({"op": "walk", "legs": [LEG | {"graph": "full"}]}, "no walk"),
+        ({"op": "walk", "legs": [LEG | {"keep": 1.0}]}, "no walk"),
+        ({"op": "walk", "legs": [LEG | {"keep": True}]}, "no walk"),
+        ({"op": "walk", "legs": [LEG | {"input": ["1"]}]}, "no walk"),
+        ({"op": "walk", "legs": [LEG | {"target": [2]}]}, "2 inputs and 1 targets must be equal"),
+        ({"op": "walk", "legs": [LEG | {"input": [], "target": []}]}, "a leg has at least one"),
+        ({"op": "walk", "legs": [LEG | {"keep": -1}]}, "2 tokens after -1"),
+        ({"op": "walk", "legs": [LEG, LEG | {"keep": 15}]}, "the context holds 16"),
+        ({"op": "walk", "legs": [LEG | {"input": [1, 13]}]}, "outside the vocabulary"),
+        ({"op": "walk", "legs": [LEG | {"target": [-1, 2]}]}, "outside the vocabulary"),
+        ({"op": "walk", "legs": [LEG | {"keep": 1}]}, "1 tokens are to stay, but the cache holds 0"),
+        ({"op": "walk", "legs": [LEG, LEG | {"keep": 3}]}, "3 tokens are to stay, but the cache holds 2"),
+        ({"op": "walk", "legs": [FULL, LEG | {"keep": 13}]}, "13 tokens are to stay, but the cache holds 12"),
         ({"op": "logits", "graph": "kv"}, "whole numbers"),
         ({"op": "logits", "graph": "full", "tokens": [1]}, "graph is 'full'"),
         ({"op": "logits", "graph": "kv", "tokens": [1, 13]}, "outside the vocabulary"),
@@ -316,8 +437,9 @@ def test_a_backend_that_fails_is_the_products_and_the_next_request_is_answered(t
 
 def test_logits_that_are_no_numbers_are_the_products_fault(tmp_path: Path) -> None:
     with toy(tmp_path, scale=float("nan")) as runner:
-        answer = runner.ask("score", graph="kv", windows=[WINDOW])
-        assert (answer["ok"], answer["class"]) == (False, "PRODUCT")
+        for asked in ({"op": "score", "graph": "kv", "windows": [WINDOW]}, {"op": "walk", "legs": [LEG]}):
+            answer = runner.ask(**asked)  # type: ignore[arg-type]
+            assert (answer["ok"], answer["class"]) == (False, "PRODUCT")
         assert runner.ask("generate", tokens=[1], max_new=2)["ok"]
 
 
@@ -371,6 +493,49 @@ def test_what_does_not_start_says_nothing_on_stdout(tmp_path: Path, flags: list[
 # ---- on the simulator ---------------------------------------------------------------------------------------------
 
 TEXT = "In the beginning God created the heavens and the earth. And the earth was without form, and void; "
+
+
+@pytest.mark.slow
+def test_a_walk_on_the_simulator_gives_the_rows_of_logits_and_crosses_every_seam(
+    runtime_artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    info = read_info(runtime_artifacts["hybrid"])
+    assert info.prefill is not None
+    block, context = info.prefill.ar_len, info.context_len
+    ids = load_tokenizer(runtime_artifacts["tokenizer"]).encode(TEXT * 5, bos=True)[: context + 1]
+
+    def part(keep: int, graph: Any, end: int) -> Leg:
+        return Leg(keep, graph, tuple(ids[keep:end]), tuple(ids[keep + 1 : end + 1]))
+
+    deep = context - 2
+    legs = [
+        part(0, "prefill", block + 2),
+        part(0, "kv", 6),
+        Leg(3, "kv", tuple(ids[9:12])),  # other tokens, forgotten again
+        part(3, "kv", 6),
+        part(0, "prefill", block + 1),
+        part(block + 1, "kv", block + 4),
+        part(block + 1, "kv", block + 4),
+        part(0, "prefill", deep),
+        part(deep, "kv", context),
+    ]
+    argv = [
+        *(sys.executable, "-m", "harness.runtime", "--model_path", str(runtime_artifacts["hybrid"]), "--x_serve"),
+        *("--tokenizer_path", str(runtime_artifacts["tokenizer"]), "--eval_mode", "1"),
+    ]
+    with started(argv, tmp_path, find_toolchain().environment()) as process:
+        runner = Runner(process)
+        found = walked(runner, legs)
+        blocks, single = rows_of(runner, ids[:context], "prefill"), rows_of(runner, ids[:6], "kv")
+    # One graph alone: to the last bit what `logits` gives, after a rewind too.
+    for number, rows in ((0, blocks), (1, single), (3, single), (4, blocks), (7, blocks)):
+        check_leg(found[number], legs[number], rows)
+    assert found[2].logprobs == ()
+    # Decode on what prefill left: the same each time, and near the other graph's, which rounds differently.
+    assert (found[5].logprobs, found[5].top.ids.tolist()) == (found[6].logprobs, found[6].top.ids.tolist())
+    for number in (5, 8):
+        places = np.arange(legs[number].keep, legs[number].keep + len(legs[number].inputs))
+        np.testing.assert_allclose(found[number].logprobs, blocks[places, legs[number].targets], atol=0.3)
 
 
 @pytest.mark.slow

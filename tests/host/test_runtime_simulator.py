@@ -15,8 +15,10 @@ import pytest
 from events import HANG_S
 
 from harness.paths import REPOSITORY
+from harness.runtime.lookahead import Lookahead, Settings, run_lookahead
 from harness.runtime.program import ProgramInfo, read_info
 from harness.runtime.sampling import dequantise, log_softmax
+from harness.runtime.score import TOP, parse_rows
 from harness.text.tokenizer import load_tokenizer
 from harness.toolchain.environment import find_toolchain
 
@@ -102,6 +104,28 @@ def test_lookahead_writes_what_kv_writes(
     assert sum(prompt["accepted"] for prompt in report["prompts"]) > 0.1 * 64 * len(PROMPTS)
 
 
+def test_lookaheads_statistics_say_what_each_row_chose(runtime_artifacts: dict[str, Path], tmp_path: Path) -> None:
+    tree = Settings(3, 4, 4)
+    done = runner(
+        runtime_artifacts,
+        "lookahead",
+        *("--prompt", PROMPTS[0], "--eval_mode", "2", "--ngram", "3", "--window", "4", "--gcap", "4"),
+        *("--seq_len", "40", "--x_ignore_eos", "--x_stats_path", "x.json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (turn,) = json.loads((tmp_path / "x.json").read_text())["turns"]
+    assert parse_rows(turn["rows"]).ids[:, 0].tolist() == turn["tokens"]
+    assert [len(step) for step in turn["row_choices"]] == [tree.ar_len] * turn["decode_steps"]
+    steps = iter(turn["row_choices"])
+    limit = read_info(runtime_artifacts["lookahead"]).context_len - tree.ar_len
+    course = run_lookahead(
+        Lookahead(tree), turn["prompt_tokens"], turn["tokens"][:1], lambda _: next(steps), seq_len=40, limit=limit
+    )
+    assert list(course.tokens) == turn["tokens"]
+    assert (course.steps, course.accepted) == (turn["decode_steps"], turn["accepted"])
+
+
 def _with_tests() -> str:
     return os.pathsep.join([str(Path(__file__).parent), find_toolchain().environment()["PYTHONPATH"]])
 
@@ -152,6 +176,12 @@ def test_files_lines_and_repeatability(runtime_artifacts: dict[str, Path], tmp_p
         assert float((tmp_path / "inference_speed.txt").read_text()) == pytest.approx(expected, rel=1e-4)
         assert set(stats["step_ms"]) == ({"kv_forward"} if mode == "0" else {"kv_forward", "prefill_forward"})
         assert stats["peak_rss_kib"] > 0
+        rows = parse_rows(turn["rows"])
+        assert rows.ids[:, 0].tolist() == turn["tokens"]
+        assert rows.ids.shape == (len(turn["tokens"]), TOP)
+        assert np.all(np.diff(rows.logprobs, axis=1) <= 0)
+        assert np.all(np.exp(rows.logprobs).sum(axis=1) <= 1 + 1e-6)
+        assert turn["row_choices"] == []
         assert f"Prompt Tokens: {observed['prompt_tokens']}" in done.stderr
     assert texts[0].startswith(TEXT.encode())
     assert len(texts[0]) > len(TEXT)

@@ -4,7 +4,8 @@
 
 TOY, a JSON object in the environment: `stuck_at` (number of the step that never ends; the runner's folder has a file
 `stuck` from then on), `fail_at` (number of the step that fails), `fail_as` (the exception's name), `scale` (of the
-logits), `noise` (text on descriptor 1 while loading), `lookahead` (its three settings).
+logits), `noise` (text on descriptor 1 while loading), `lookahead` (its three settings),
+`prefill` (false: a program of kv mode).
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def load(*_: Any) -> cli.Loaded:
     print("noise by print")
     kinds: dict[str, type[Exception]] = {e.__name__: e for e in (ProductError, ConfigError, ValueError)}
     settings = Settings(*wanted["lookahead"]) if "lookahead" in wanted else None
-    info = toy_info(CONTEXT, AR, decode_ar=settings.ar_len if settings else 1)
+    prefill = wanted.get("prefill", True)
+    info = toy_info(CONTEXT, AR, prefill=prefill, decode_ar=settings.ar_len if settings else 1)
     info = replace(info, logits_scale=wanted.get("scale", 0.01))
     stuck_at, fail_at = wanted.get("stuck_at", 0), wanted.get("fail_at", 0)
     htp = FaultyHtp(info, 0, stuck_at, fail_at, kinds[wanted.get("fail_as", "ProductError")])
