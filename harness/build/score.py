@@ -16,8 +16,9 @@ from harness.text.heldout import HeldOut, held_out
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
 
-WITNESSED = 2
-"""So many times the held-out text that a cell scores at first: what is grey is decided by the rest."""
+WITNESSED, WITNESSED_WINDOWS = 2, 4
+"""So many times the held-out text that a cell scores at first, and so many windows of the context at least: what is
+grey is decided by the rest."""
 
 Logits = Callable[[list[int]], torch.Tensor]
 """Token ids → logits [len, vocab] float32, row i predicting token i + 1."""
@@ -54,7 +55,7 @@ def prepare_text(
     tokenizer = load_tokenizer(path)
     words = spec.eval.text.read_text(encoding="utf-8")
     text = held_out(tokenizer, words, spec.eval.tokens, context)
-    more = held_out(tokenizer, words, WITNESSED * spec.eval.tokens, context)
+    more = held_out(tokenizer, words, max(WITNESSED * spec.eval.tokens, WITNESSED_WINDOWS * context), context)
     prompts = tuple(tuple(fed_tokens(spec, load_tokenizer(path, as_runner=True), prompt)) for prompt in spec.prompts)
     calibrate = calibration_sequences(spec, tokenizer, calibration, context, path)
     return PreparedText(path, calibrate, text, more.windows, prompts)

@@ -117,16 +117,15 @@ def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations])
     checks = judge_scores(attempt, scored, replies)
     used = {graph: len(asked[graph].windows) for graph in graphs}
     for number in range(1, LIMIT_ROUNDS):
-        if not grey(checks):
-            break
-        more = {graph: further(attempt.witness, asked[graph], used[graph], number) for graph in graphs}
-        if not any(more.values()):
+        more = {graph: further(attempt.witness, used[graph], again(asked[graph].tokens, number)) for graph in graphs}
+        if not grey(checks) or not any(more.values()):
             break
         for graph in graphs:
             if windows := more[graph]:
                 attempt.say(f"not decided yet: {sum(len(w.inputs) for w in windows)} tokens more, {graph} graph")
-                stages = _stages(attempt, resident.ready, graph, windows, number * used[graph], text)
+                stages = _stages(attempt, resident.ready, graph, windows, used[graph], text)
                 _walk(attempt, resident, scored, stages)
+                used[graph] += len(windows)
         checks = judge_scores(attempt, scored, replies)
     return [*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds)]
 
@@ -160,19 +159,20 @@ def _whole(attempt: Attempt, text: HeldOut) -> Window:
     return max((Window(known.inputs, known.targets), text.windows[0]), key=lambda window: len(window.inputs))
 
 
-def further(witness: Witness, asked: HeldOut, used: int, number: int) -> list[Window]:
-    """As much text again as was asked for, from windows of the witness that were not used before; else none.
+def again(tokens: int, number: int) -> int:
+    """Tokens of round `number`, from 1: as many as were scored before it, so that their sum doubles."""
+    return tokens << (number - 1)
 
-    Args:
-        witness: has the text.
-        asked: what was scored first.
-        used: windows of the text that this took.
-        number: of the round, from 1.
-    """
-    start = number * used
-    fresh = witness.held_out[start : start + used]
-    sizes = [len(window.inputs) for window in asked.windows]
-    return [Window(w.inputs[:size], w.targets[:size]) for w, size in zip(fresh, sizes, strict=False)]
+
+def further(witness: Witness, used: int, tokens: int) -> list[Window]:
+    """The next text of the witness: windows from number `used` on, of `tokens` tokens together; less where it ends."""
+    windows: list[Window] = []
+    for text in witness.held_out[used:]:
+        if tokens <= 0:
+            break
+        windows.append(Window(text.inputs[:tokens], text.targets[:tokens]))
+        tokens -= len(text.inputs)
+    return windows
 
 
 def _walk(attempt: Attempt, resident: Resident, scored: Scored, stages: Sequence[Stage]) -> None:

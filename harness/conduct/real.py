@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.conduct.accuracy import further, judge_scores
+from harness.conduct.accuracy import again, further, judge_scores
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
 from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
@@ -247,10 +247,11 @@ def _accuracy(
         bench.record(score_.record(cell.id))
     checks = judge_scores(attempt, scored, deviations)
     for number in range(1, LIMIT_ROUNDS):
-        windows = further(witness, held_out, done, number)
+        windows = further(witness, done, again(tokens, number))
         if not grey(checks) or not windows:
             break
-        _score_windows(attempt, scorer, scored, windows, number * done)
+        _score_windows(attempt, scorer, scored, windows, done)
+        done += len(windows)
         checks = judge_scores(attempt, scored, deviations)
     return [*checks, qdq_check(cell.id, fp, qdq, cell.model.bounds)]
 

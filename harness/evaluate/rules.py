@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 VERSION = 1
 LIMIT_ROUNDS = 4
-"""While a figure is not decided, as many tokens again are scored: so many times what is asked for at most, and no more
-than the witness has."""
+"""While a figure is not decided, as many tokens again are scored as before: in so many rounds with the first, eight
+times what is asked for, and no more than the witness has."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pytest
 from runtime_fixtures import ToyHtp, toy_info
 from toy_witness import SPREAD, ToyQdq, random_window, top_of, toy_witness
 
-from harness.conduct.accuracy import further, judge_scores
+from harness.conduct.accuracy import again, further, judge_scores
 from harness.conduct.attempt import not_judged_check, verdict
 from harness.errors import FailureClass, NotJudgedError, ProductError
 from harness.evaluate.deviations import Deviations
@@ -26,7 +26,6 @@ from harness.results.records import CheckRecord
 from harness.runtime import score as runtime_score
 from harness.runtime.score import Leg, LegScore, legs_json, parse_legs, parse_walk, rows_json, walk_json
 from harness.runtime.session import Session
-from harness.text.heldout import HeldOut
 from harness.text.windows import Window
 
 
@@ -92,15 +91,18 @@ def part(number: int, size: int) -> Window:
 
 
 def test_more_of_the_text_is_scored_where_nothing_was_scored_before() -> None:
-    asked = HeldOut((part(0, 8),), 1)
-    assert [further(WITNESS, asked, 1, number) for number in range(1, 6)] == [
-        *([part(number, 8)] for number in range(1, 5)),
-        [],
-    ]
-    two = HeldOut((WINDOWS[0], part(1, 5)), 1)
-    assert further(WITNESS, two, 2, 1) == [WINDOWS[2], part(3, 5)]
-    assert further(WITNESS, two, 2, 2) == [WINDOWS[4]]  # it has no more, and the last one is short
-    assert further(WITNESS, two, 2, 3) == []
+    assert further(WITNESS, 1, 8) == [part(1, 8)]
+    assert further(WITNESS, 2, 20) == [WINDOWS[2]]
+    assert further(WITNESS, 2, 21) == [WINDOWS[2], part(3, 1)]
+    assert further(WITNESS, 3, 100) == [WINDOWS[3], WINDOWS[4]]  # it has no more
+    assert further(WITNESS, 5, 8) == []
+    assert further(WITNESS, 0, 0) == []
+
+
+def test_each_round_scores_as_much_as_all_before_it() -> None:
+    rounds = [again(7, number) for number in (1, 2, 3)]
+    assert rounds == [7, 14, 28]
+    assert [7 + sum(rounds[:number]) for number in range(3)] == rounds
 
 
 def judged(scored: Scored, replies: Sequence[Deviations] = ()) -> dict[str, CheckRecord]:

@@ -173,6 +173,8 @@ def test_where_each_cell_stands(url: str, tmp_path: Path) -> None:
     assert stand[OLD].latest.gate == "weight_sharing"
     assert stand[OLD].last_good is None
     assert math.isinf(stand[BROKEN].latest.metrics["word_ppl[PHONE/kv/2032]"])
+    assert len(stand[GOOD].latest.metrics) > 5
+    assert list(stand[GOOD].latest.metrics) == sorted(stand[GOOD].latest.metrics)
     assert UNRUN not in stand
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -214,6 +216,23 @@ def test_names_are_whole_or_hold_a_star_and_nothing_else_is_special(history: His
     assert len(of("nothing", "*")) == len(of()) == 6
 
 
+def test_a_whole_name_is_that_name_capitals_and_all(history: History) -> None:
+    for run, cell in (("r1", "ab"), ("r2", "AB")):
+        add_run(history, run)
+        add_result(history, run, 1, cell)
+    assert runs_of(cell_results(history, Choice(cells=("ab",)))) == ["r1"]
+    assert runs_of(cell_results(history, Choice(cells=("AB", "x*")))) == ["r2"]
+
+
+def test_no_names_ask_for_all_without_a_word_from_the_database(history: History) -> None:
+    add_run(history, "r1")
+    one = add_result(history, "r1", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cell_results(history, Choice(cells=())) == [one]
+        assert session_values(history, Choice(metrics=())) == []
+
+
 # Where cells stand
 
 
@@ -292,11 +311,23 @@ def test_medians_are_over_the_sessions_of_a_run_and_cell(history: History) -> No
     assert medians(history, set()) == {}
 
 
+def test_medians_stand_in_the_order_of_their_runs(history: History) -> None:
+    runs = [f"r{number:02d}" for number in range(12)]
+    for run in reversed(runs):
+        add_run(history, run)
+        add_session(history, run, 1.0)
+    assert list(medians(history, {(run, "c") for run in runs})) == [(run, "c") for run in runs]
+
+
 def test_medians_of_more_cells_than_a_statement_takes(history: History) -> None:
     add_run(history, "r1")
     cells = [f"c{number:04d}" for number in range(1002)]
     row = {"run": "r1", "metric": "m", "session": "s", "iterations": 1, "phone": "p", "serial": "r", "time": day(1)}
     put(history, "sessions", *({**row, "cell": cell, "value": float(place)} for place, cell in enumerate(cells)))
+    with history.reading() as connection:  # the one of a database in memory
+        opened = connection.connection.driver_connection
+        assert isinstance(opened, sqlite3.Connection)
+        opened.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)  # what a SQLite of before 2020 takes
     found = medians(history, {("r1", cell) for cell in cells})
     assert found == {("r1", cell): {"m": float(place)} for place, cell in enumerate(cells)}
 
