@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from harness.evaluate.lookahead import Walked, replay
 from harness.evaluate.text import Reply
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure
+from harness.farm.finite import finite_json
 from harness.farm.session import SessionSpec, prompt_flags
 from harness.model_file import Mode
 from harness.results.records import SampleRecord
@@ -76,7 +76,7 @@ def run_prompt(
     if isinstance(taken, Failure):
         return taken
     try:
-        stats = json.loads(taken.result.files["stats.json"].read_text(encoding="utf-8"))
+        stats = finite_json(taken.result.files["stats.json"].read_text(encoding="utf-8"), "stats.json")
         turn = stats["turns"][0]
         answered = _answered(attempt, prompt, taken, turn, new_tokens)
         peak = round(stats["peak_rss_kib"] / 1024, 1)

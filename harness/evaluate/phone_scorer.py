@@ -153,6 +153,8 @@ class PhoneScorer:
         answer = self._resident.request("logits", timeout_s=limit, graph=self._graph, tokens=list(tokens), last=rows)
         try:
             raw = np.frombuffer(base64.b64decode(answer["logits"]), dtype=answer["dtype"])
+            if not np.isfinite(raw).all():
+                raise ValueError("a logit that is no number")
             return dequantise(raw.reshape(rows, self.vocab), float(answer["scale"]), int(answer["zero_point"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ProductError(f"the runner's logits have another form: {error}", where="logits") from None

@@ -8,7 +8,6 @@ first, then those of what it generates, which here is nothing.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -113,8 +112,6 @@ class StockScorer:
         raw = run.logits[: len(inputs)]
         logprobs, _ = score_rows(raw, targets, self._info)
         each = tuple(float(x) for x in logprobs)
-        if not all(math.isfinite(x) for x in each):
-            raise ProductError("the runner dumped logits that are no numbers", where=self._link.serial)
         return LegScore(each, top_rows(raw, self._info), len(inputs), run.seconds)
 
     def generate(self, prompt: Sequence[int], max_new: int, stop: Collection[int]) -> list[int]:
@@ -149,6 +146,12 @@ class StockScorer:
                 f"the runner dumped {len(logits)} logits for {len(prompt)} tokens of {self._info.vocab}",
                 where=f"{self._link.serial}: {spec.runner}",
                 evidence=result.stderr[-2000:],
+            )
+        if not np.isfinite(logits).all():
+            raise ProductError(
+                "the runner dumped logits that are no numbers",
+                where=f"{self._link.serial}: {spec.runner}",
+                remedy="look at what the runner computes: a NaN spreads",
             )
         assert result.observer is not None, "classify() refuses a session without one"
         seconds = (result.observer.prompt_eval_end_ms - result.observer.inference_start_ms) / 1000
