@@ -262,6 +262,22 @@ def test_another_text_is_for_people_to_look_at() -> None:
     assert said(compared(text=TextComparison(True, 2))) == []
 
 
+@pytest.mark.parametrize(
+    "one",
+    [
+        compared(text=TextComparison(False, 2, 1, 0, 3)),
+        compared(speeds=(speed(INVALID, None, reason="phone differs"),)),
+        compared(perplexity={"kv": PerplexityComparison(INVALID, math.nan, reason="other tokens")}),
+        compared(outcome=INCONCLUSIVE, base=FAILED),
+    ],
+    ids=["text", "speed", "perplexity", "base"],
+)
+def test_a_note_does_not_block(one: CellComparison) -> None:
+    found = gate(summary(cell()), comparison(one))
+    assert [finding.status for finding in found.findings] == [0]
+    assert found.passed
+
+
 # Baselines
 
 

@@ -419,6 +419,7 @@ def test_where_half_never_vary_nothing_is_pooled() -> None:
 def test_p_values_where_nothing_varies() -> None:
     assert slowdown_p_values([0.0, 0.1, -0.1], [0.0] * 3, [5, 5, 8]).tolist() == [0.5, 0.0, 1.0]
     assert slowdown_p_values([], [], []).tolist() == []
+    assert slowdown_p_values([], [], [], replace(RULES, pool_from=0)).tolist() == []
 
 
 def test_the_false_discovery_rate_is_one_and_a_half_percent() -> None:
@@ -470,6 +471,11 @@ def test_an_empty_reply_that_one_side_lacks_differs_too() -> None:
     assert compare_greedy([[1]], [[1], []]).equal is False
     assert compare_greedy([[1], []], [[1]]).equal is False
     assert compare_greedy([[1], []], [[1]]).replies == 2
+
+
+def test_equal_text_differs_nowhere() -> None:
+    found = compare_greedy([[1], [2]], [[1], [2]])
+    assert (found.different, found.prompt, found.place) == (0, None, None)
 
 
 def test_text_in_words() -> None:
