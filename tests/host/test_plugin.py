@@ -202,11 +202,9 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
     try:
         first = device(*arguments, "--eval-tokens", "4096", cache=cache)  # far from its end when it is killed
         until(lambda: moment in live(reports))
-        workers = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGKILL)
         first.wait(timeout=HANG_S)
-        psutil.wait_procs([w for w in workers if "pytest" in " ".join(_line(w))], timeout=HANG_S)
-        assert holders(cache / "leases") == ()
+        until(lambda: holders(cache / "leases") == ())  # once its workers have seen that it is gone
         (folder,) = reports.glob("2*")
         killed = load_run(folder)
         assert [entry.cell for entry in killed.plan] == ["tiny_llama-hybrid-SM8650"]
