@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 STAMP = $(VENV)/.installed
 
-.PHONY: setup test device twins lint clean
+.PHONY: setup test device twins mutants lint clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,11 @@ device: $(STAMP)
 # One row of each architecture family at toy size, as CI runs it; all of them: pytest -m device --models all-twins.
 twins: $(STAMP)
 	$(VENV)/bin/pytest -m device -n 2 --models family-twins --modes kv --socs SM8650 --any-phone
+
+# Whether the tests notice a changed line of the modules that decide an outcome; hours for all of them.
+# Some of them: make mutants MODULES="harness/verdicts harness/gates.py" ARGS="--sample 30"
+mutants: $(STAMP)
+	$(VENV)/bin/python tools/mutants.py $(ARGS) $(MODULES)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

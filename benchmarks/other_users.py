@@ -39,7 +39,7 @@ def why_not() -> str:
         return f"only root can start programs of other users, and this is uid {os.geteuid()}"
     if missing := [name for name in ("setpriv", "unshare") if shutil.which(name) is None]:
         return f"{', '.join(missing)} (util-linux) cannot be found"
-    tried = subprocess.run(as_user(ANN, ["id", "-u"]), capture_output=True, text=True, timeout=30, check=False)
+    tried = subprocess.run(as_user(ANN, ["id", "-u"]), capture_output=True, text=True, timeout=300, check=False)
     return "" if tried.stdout.strip() == str(ANN.uid) else f"unshare or setpriv is refused: {tried.stderr.strip()}"
 
 
@@ -100,7 +100,7 @@ def started(user: User, command: Sequence[str], home: Path, log: Path, **more: s
 
 
 def said(
-    user: User, command: Sequence[str], home: Path, timeout: float = 60, **more: str
+    user: User, command: Sequence[str], home: Path, timeout: float = 300, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program of the user's to its end."""
     environ = environment(user, home, **more)

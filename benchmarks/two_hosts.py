@@ -51,12 +51,14 @@ from harness.soc import find_soc
 from harness.target import Target
 
 PORT = 8786
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 SOC = "SM8650"
 
 
 def sleep_on_phone(attempt: Attempt) -> Failure | None:
-    """An attempt that sleeps on its phone as many seconds as its recipe's name says (`s2.5-007`)."""
+    """An attempt that sleeps on its phone as many seconds as its recipe's name says (`s2.5-007`), or as that says for
+    the first host's phones (`s2.5_600-007`).
+    """
     folder = attempt.bench.folder
     (folder / "runner.sh").write_text(SCRIPT)
     (folder / "input.json").write_text("{}")
@@ -65,7 +67,7 @@ def sleep_on_phone(attempt: Attempt) -> Failure | None:
     name = attempt.phone.phone.name
     attempt.bench.record(DeployRecord(attempt.cell.id, name, done.pushed, done.reused, done.bytes, 0.0))
     attempt.say("sleeping")
-    seconds = attempt.cell.recipe.removeprefix("s").partition("-")[0]
+    seconds = attempt.cell.recipe.removeprefix("s").partition("-")[0].split("_")[-1 if name.startswith("a") else 0]
     spec = SessionSpec(
         f"{attempt.session_id}-{attempt.cell.recipe}",
         0,
@@ -73,7 +75,7 @@ def sleep_on_phone(attempt: Attempt) -> Failure | None:
         (seconds, "good"),
         outputs=("outputs.txt",),
         inputs=(PayloadFile(folder / "input.json", "input.json"),),
-        timeout_s=60,
+        timeout_s=3600,
     )
     return classify(run_session(attempt.phone.link, done, spec, attempt.folder(0)))
 
@@ -190,7 +192,7 @@ def process(folder: Path, name: str, *arguments: str, network: Network | None = 
         finally:
             running.terminate()
             try:
-                running.wait(timeout=30)
+                running.wait(timeout=LIMIT_S)
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait(timeout=30)
@@ -260,9 +262,19 @@ def lose(network: Network, how: str, folder: Path) -> Lost:
 
 
 def sleeping(
-    folder: Path, address: str, cells: int, seconds: float, network: Network | None, how: str
+    folder: Path,
+    address: str,
+    cells: int,
+    seconds: float,
+    network: Network | None,
+    how: str,
+    held_s: float | None = None,
 ) -> dict[str, object]:
-    """A run of sleeping cells; the host of `network` is lost when a third of them is done and a cell runs on it."""
+    """A run of sleeping cells; the host of `network` is lost when a third of them is done and a cell runs on it.
+
+    Args:
+        held_s: cells on the first host sleep so long, so that one runs there whenever it is lost.
+    """
     run = folder / "run"
     writer, log = RecordWriter(run), LiveLog(run)
     writer.append(RunInfo(run.name, utc_now(), tuple(sys.argv), platform.node(), "", {}, address, Target.SIM))
@@ -276,7 +288,8 @@ def sleeping(
     watch.start()
     phones = sorted(engine.phones_now())
     model = load_models(MODELS)["tiny_llama"]
-    every = [Cell(model, Mode.KV, find_soc(SOC), model.lengths, f"s{seconds:g}-{number:03}") for number in range(cells)]
+    sleep = f"s{seconds:g}" + (f"_{held_s:g}" if held_s else "")
+    every = [Cell(model, Mode.KV, find_soc(SOC), model.lengths, f"{sleep}-{number:03}") for number in range(cells)]
     of = {cell.id: cell for cell in every}
     farm = RemoteCells(
         engine,

@@ -6,7 +6,7 @@ Two processes, each as a run of its own, with records of its own, share four vir
 and health that an administrator made for their group (docs/rack.md, Several users). Run by root, each has a user number
 of its own, and the rack is root's; else both are this user's, which the output says. The runners themselves look out
 for each other. The exit status is 1 if a cell has no outcome, a phone was used twice at once, or a user could not see
-by `htpfarm lease ls` what the other holds.
+by `htpfarm lease ls` what the other holds: each holds a phone until the other has seen it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from other_users import ANN, BOB, User, environment, make_home, make_shared, said, started, why_not
 from sleeping_cells import Farm, Plan, attempt_lines
 
+from harness.farm.lease import Owner, acquire_any
 from harness.rack import manage
 from harness.results.store import load_run
 
@@ -35,7 +36,25 @@ LIMIT_S = 1200.0
 
 def farm_of(folder: Path, user: str) -> Farm:
     """A user's run on the shared rack."""
-    return Farm(folder / user / "run", PHONES, folder / "rack", leases=folder / "shared")
+    return Farm(folder / user / "run", PHONES, folder / "rack", timeout_s=LIMIT_S, leases=folder / "shared")
+
+
+def run_as(folder: Path, user: str, cells: dict[str, Plan]) -> None:
+    """A user's run; then it holds one more phone until the other user has seen a lease of its."""
+    farm = farm_of(folder, user)
+    farm.run(cells)
+    serials = [phone.link.serial for phone in farm.attached()]
+    deadline = time.monotonic() + LIMIT_S
+    with acquire_any(serials, Owner.this_process(f"{user}-waits"), wait_s=LIMIT_S, lease_dir=farm.shared / "leases"):
+        while not seen_file(folder, user).exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody saw that a phone is held")
+            time.sleep(0.1)
+
+
+def seen_file(folder: Path, user: str) -> Path:
+    """There once the other has seen a lease of the user's."""
+    return folder / f"{user}.seen"
 
 
 def plans(user: str, count: int, seconds: float) -> dict[str, Plan]:
@@ -70,7 +89,7 @@ def seen_by(user: User, folder: Path, *, two: bool) -> set[str]:
         done = said(user, argv, folder / user.name, **shared)
     else:
         environ = {**environment(user, folder / user.name), **shared}
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{user.name}: htpfarm lease ls ended with {done.returncode}: {done.stderr}")
     return {holder["owner"]["user"] for holder in json.loads(done.stdout)}
@@ -85,7 +104,7 @@ def watch(runs: list[subprocess.Popen[bytes]], folder: Path, *, two: bool) -> li
             lists = pool.map(lambda user: seen_by(user, folder, two=two), tuple(missing))
             for user, names in zip(tuple(missing), lists, strict=True):
                 if missing[user].name in names:
-                    del missing[user]
+                    seen_file(folder, missing.pop(user).name).touch()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the runs took over {LIMIT_S:g} s")
             time.sleep(0.2)
@@ -102,7 +121,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.user:
-        farm_of(arguments.folder, arguments.user).run(plans(arguments.user, arguments.cells, arguments.seconds))
+        run_as(arguments.folder, arguments.user, plans(arguments.user, arguments.cells, arguments.seconds))
         return 0
     reason = "as asked" if arguments.one_user else why_not()
     two = not reason

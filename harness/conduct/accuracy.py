@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from harness.build.witness import Witness
+from harness.build.witness import Witness, WitnessText
 from harness.conduct.attempt import Attempt
-from harness.evaluate.deviations import Deviations
+from harness.conduct.speed_witness import Witnessed
+from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import grey, perplexity_checks, qdq_check, row_checks
 from harness.evaluate.phone_scorer import PhoneScorer, walk
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.scorer import Scorer
-from harness.evaluate.seams import Stage, decode_stages, prefill_stages
+from harness.evaluate.seams import Stage, continuation_legs, decode_stages, prefill_stages
 from harness.evaluate.ttft import measure_ttft, prompt_graph
 from harness.farm.deploy import DeployReport
 from harness.farm.resident import Ready, Resident, resident_spec
@@ -35,13 +37,17 @@ START_LIMIT_S = 300.0
 
 
 def measure_accuracy(
-    attempt: Attempt, deployed: DeployReport, replies: Sequence[Deviations]
-) -> tuple[CheckRecord, ...]:
+    attempt: Attempt, deployed: DeployReport, replies: Sequence[Deviations], unseen: Sequence[Unseen] = ()
+) -> tuple[list[CheckRecord], Witnessed]:
     """Scores the held-out text through every graph and over every seam, times prompts of all lengths, runs the tasks.
 
     Args:
         attempt, deployed: what is run, and what is on the phone.
         replies: deviations of the rows that the cell's replies were chosen from: they are the decode graph's, too.
+        unseen: continuations of QDQ's that no reply went along to the end, and nothing else speaks of.
+
+    Returns:
+        The checks; what the runner said of the times that its turns took, and what this host saw.
 
     Raises:
         HarnessError: the phone, the connection or the runner failed, or there is no witness.
@@ -58,16 +64,41 @@ def measure_accuracy(
     resident = Resident(attempt.phone.link, deployed, spec)
     try:
         with resident:
-            checks = _scores(attempt, resident, replies)
+            checks = _scores(attempt, resident, [*replies, *_continuations(attempt, resident, unseen)])
             _ttft(attempt, resident)
             if attempt.bench.evaluation.tasks:
                 _tasks(attempt, resident)
     finally:
         resident.write_stderr(attempt.folder("accuracy") / "stderr.txt")
-    return checks
+    return checks, Witnessed(resident.claims)
 
 
-def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations]) -> tuple[CheckRecord, ...]:
+@dataclass(frozen=True)
+class Unseen:
+    """What of a prompt's continuation no reply went along.
+
+    Attributes:
+        text: the witness's.
+        start: the first input of it that is not judged yet.
+    """
+
+    text: WitnessText
+    start: int
+
+
+def _continuations(attempt: Attempt, resident: Resident, unseen: Sequence[Unseen]) -> list[Deviations]:
+    """The decode graph's rows along QDQ's own text, where the phone's parted from it and QDQ's module was not kept."""
+    found = []
+    for one in unseen:
+        attempt.say("scoring QDQ's own continuation, from which the phone's text parted")
+        window, prefill = Window(one.text.inputs, one.text.targets), PREFILL_GRAPH in resident.ready.ar_len
+        *_, score = walk(resident, continuation_legs(window, one.start, prefill=prefill))
+        typical = attempt.witness.typical_spread
+        found.append(compare_rows("kv", "QDQ's own continuation", one.text, one.start, score.top, typical))
+    return found
+
+
+def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations]) -> list[CheckRecord]:
     """The first round scores what the model's file or the run asks for; while a figure is grey, another follows."""
     model, bench, graphs = attempt.cell.model, attempt.bench, GRAPHS[attempt.cell.mode]
     text = _text(attempt, bench.evaluation.tokens or model.eval.tokens)
@@ -97,7 +128,7 @@ def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations])
                 stages = _stages(attempt, resident.ready, graph, windows, number * used[graph], text)
                 _walk(attempt, resident, scored, stages)
         checks = judge_scores(attempt, scored, replies)
-    return (*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds))
+    return [*checks, qdq_check(attempt.cell.id, fp, qdq, model.bounds)]
 
 
 def judge_scores(attempt: Attempt, scored: Scored, replies: Sequence[Deviations]) -> list[CheckRecord]:

@@ -41,7 +41,7 @@ class Follower:
     def stop(self) -> None:
         """Shows what is left and ends."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
 
     def _run(self) -> None:
         while not self._stop.wait(0.3):

@@ -15,11 +15,12 @@ from harness.conduct.accuracy import further, judge_scores
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
 from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
+from harness.conduct.speed_witness import speed_check
 from harness.errors import ConfigError, NotJudgedError
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import delegation_check, grey, qdq_check
-from harness.evaluate.lookahead import counted_check
+from harness.evaluate.lookahead import counted_check, course_of
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.seams import Stage
@@ -103,7 +104,10 @@ def run_on_real(attempt: Attempt) -> Failure | None:
             if isinstance(one, Failure):
                 return one
             taken.append(one[1])
-        checks = [delegation_check(cell.id, info.operators)]
+        checks = [
+            delegation_check(cell.id, info.operators),
+            speed_check(cell.id, [one.witnessed for one in taken], logs=False),
+        ]
         try:
             checks += _judge(attempt, payload, deployed, info, taken)
         except NotJudgedError as error:
@@ -172,7 +176,7 @@ def _judge(
         # Its decode graph takes guesses: the stock runner has no way to score with it.
         known = load_lookahead(attempt.artifact.reference, attempt.settings)
         counts = [count for one in taken for count in accepted_counts(one.result.stderr + one.result.stdout)]
-        return [*checks, counted_check(cell.id, counts, [known[reply.fed] for reply in replies])]
+        return [*checks, counted_check(cell.id, counts, [course_of(known, reply.fed) for reply in replies])]
     rows = [part for one in judged for part in one.rows]
     return [*checks, *_accuracy(attempt, payload, deployed, info, rows)]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.conduct.attempt import Attempt
 from harness.conduct.prompt_session import Taken, fed_tokens, sample_record, take_session
+from harness.conduct.speed_witness import Witnessed
 from harness.errors import ConfigError, FailureClass
 from harness.evaluate.lookahead import Walked, replay
 from harness.evaluate.text import Reply
@@ -28,9 +29,10 @@ START_LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Answered:
-    """What came of one prompt: its text as it is judged, and in lookahead how it came about."""
+    """What came of one prompt: its text as it is judged, its times, and in lookahead how it came about."""
 
     reply: Reply
+    witnessed: Witnessed
     walked: Walked | None = None
 
 
@@ -127,8 +129,9 @@ def _answered(attempt: Attempt, prompt: str, taken: Taken, turn: Mapping[str, An
         said_fed=token_ids(turn["prompt_tokens"]),
         tokens=tokens,
         rows=parse_rows(turn["rows"]),
+        steps=None if walked else int(turn["decode_steps"]),
     )
-    return Answered(reply, walked)
+    return Answered(reply, taken.witnessed, walked)
 
 
 def session_spec(attempt: Attempt, prompt: str, session: int, new_tokens: int | None = None) -> SessionSpec:

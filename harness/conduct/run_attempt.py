@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.build.witness import load_lookahead
-from harness.conduct.accuracy import measure_accuracy
+from harness.conduct.accuracy import Unseen, measure_accuracy
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.real import run_on_real
 from harness.conduct.replies import Answered, run_prompts
+from harness.conduct.speed_witness import speed_check
 from harness.errors import NotJudgedError
-from harness.evaluate.deviations import Deviations
 from harness.evaluate.judge import delegation_check
-from harness.evaluate.lookahead import course_check
-from harness.evaluate.text import text_checks
+from harness.evaluate.lookahead import course_check, course_of
+from harness.evaluate.text import Judged, text_checks
 from harness.farm.failures import Failure
 from harness.model_file import Mode
 from harness.results.records import CheckRecord
@@ -39,17 +39,32 @@ def run_attempt(attempt: Attempt) -> Failure | None:
         return answered
     checks = [delegation_check(cell.id, read_info(attempt.artifact.pte).operators)]
     try:
-        found, rows = judge_replies(attempt, answered)
+        found, judged = judge_replies(attempt, answered)
         checks += found
-        checks += measure_accuracy(attempt, deployed, rows)
+        rows = [part for one in judged for part in one.rows]
+        unseen = [] if attempt.qdq else _unseen(attempt, answered, judged)
+        scores, turns = measure_accuracy(attempt, deployed, rows, unseen)
+        checks += scores
+        checks.append(speed_check(cell.id, [*(one.witnessed for one in answered), turns]))
     except NotJudgedError as error:
         checks.append(not_judged_check(cell.id, error))
     attempt.record_checks(checks)
     return verdict(checks)
 
 
-def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[CheckRecord], list[Deviations]]:
-    """Every check of the cell's texts, and the deviations of the rows that their tokens were chosen from.
+def _unseen(attempt: Attempt, answered: Sequence[Answered], judged: Sequence[Judged]) -> list[Unseen]:
+    """What of QDQ's continuations the phone's texts parted from."""
+    found = []
+    for one, judgement in zip(answered, judged, strict=True):
+        text = attempt.witness.prompts[one.reply.fed]
+        start = text.prompt + (judgement.parted or 0)
+        if judgement.parted is not None and start < len(text.inputs):
+            found.append(Unseen(text, start))
+    return found
+
+
+def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[CheckRecord], list[Judged]]:
+    """Every check of the cell's texts, and the judgement of each.
 
     Raises:
         NotJudgedError: there is no witness, or it does not know the prompts.
@@ -61,9 +76,6 @@ def judge_replies(attempt: Attempt, answered: Sequence[Answered]) -> tuple[list[
     if cell.mode is Mode.LOOKAHEAD:
         known = load_lookahead(attempt.artifact.reference, attempt.settings)
         walked = [one.walked for one in answered if one.walked is not None]
-        checks.append(
-            course_check(
-                cell.id, walked, attempt.settings, [known[one.prompt] for one in walked], witness.typical_spread
-            )
-        )
-    return checks, [part for one in judged for part in one.rows]
+        courses = [course_of(known, one.prompt) for one in walked]
+        checks.append(course_check(cell.id, walked, attempt.settings, courses, witness.typical_spread))
+    return checks, judged

@@ -120,7 +120,7 @@ class PhoneScreen:
     def stop(self) -> None:
         """Clears the foot; the terminal is pytest's alone again."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
         with self._lock:
             self._writer.write = self._write
             self._put(_CLEAR_BELOW)
@@ -147,7 +147,8 @@ class PhoneScreen:
         while not self._stop.wait(REFRESH_S):
             if self._tail.read(self._board):
                 with self._lock:
-                    self._draw()
+                    if not self._stop.is_set():  # or it would come back after it was cleared
+                        self._draw()
 
     def _draw(self) -> None:
         try:

@@ -14,7 +14,7 @@ from harness.errors import ConfigError, InfraError, error_from_data
 
 TLS_ENVIRONMENT = "HTPFARM_ENGINE_TLS"
 DEFAULT_PORT = 8786
-CONNECT_S, ASK_S = 10.0, 10.0
+CONNECT_S, ASK_S = 30.0, 30.0
 FILES = ("ca.pem", "cert.pem", "key.pem")
 
 

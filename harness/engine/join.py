@@ -23,7 +23,7 @@ from harness.inventory import Inventory, load_inventory
 from harness.paths import cache_root
 from harness.toolchain.environment import find_toolchain
 
-JOIN_LIMIT_S = 30.0
+JOIN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)

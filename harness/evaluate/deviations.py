@@ -26,7 +26,7 @@ class Deviations:
         where: what they are of, as "held-out text" or "after the handover at 32".
         top: RMS of phone − QDQ over QDQ's likeliest log-probabilities, nats.
         scale: what random rounding does to them, nats.
-        along: Σ of the centred log-probabilities' products, phone × QDQ: with `power` it gives the gain.
+        along: Σ of the phone's log-probabilities × QDQ's centred ones: with `power` it gives the gain.
         power: Σ of QDQ's centred log-probabilities squared.
     """
 
@@ -93,13 +93,12 @@ def compare_logprobs(
     phone = logprobs_of(rows, ids, logprobs)
     off = phone - logprobs
     x = logprobs - logprobs.mean(axis=1, keepdims=True)
-    y = phone - phone.mean(axis=1, keepdims=True)
     return Deviations(
         graph,
         where,
         np.sqrt(np.square(off).mean(axis=1)),
         scale,
-        (x * y).sum(axis=1),
+        (x * phone).sum(axis=1),
         np.square(x).sum(axis=1),
     )
 
@@ -110,14 +109,11 @@ def logprobs_of(rows: TopRows, ids: npt.NDArray[np.int64], expected: Floats) -> 
     One that is not among the phone's likeliest is at most its least one: that is taken, or what is expected where that
     is less.
     """
-    found = np.empty(ids.shape)
-    for row, wanted in enumerate(ids):
-        known = dict(zip(rows.ids[row].tolist(), rows.logprobs[row].tolist(), strict=True))
-        least = float(rows.logprobs[row].min())
-        found[row] = [
-            known.get(int(token), min(least, float(value))) for token, value in zip(wanted, expected[row], strict=True)
-        ]
-    return found
+    same = ids[:, :, None] == rows.ids[:, None, :]  # [n,k,phone's k]
+    place = same.argmax(axis=2)
+    known = np.take_along_axis(rows.logprobs, place, axis=1)
+    least = np.minimum(rows.logprobs.min(axis=1, keepdims=True, initial=0.0), expected)
+    return np.asarray(np.where(same.any(axis=2), known, least))
 
 
 @dataclass(frozen=True)
@@ -136,11 +132,12 @@ class Figure:
 
 
 def noise(parts: Sequence[Deviations]) -> Figure:
-    """RMS of all rows' deviations, in units of the spread; its error by the delta method."""
-    squares = np.square(_joined([part.units for part in parts]))
-    mean = _mean(squares)
-    root = math.sqrt(mean.value) if mean.rows else math.inf
-    return Figure(root, mean.error / (2 * root) if root else 0.0, mean.rows)
+    """Mean over all rows of their deviations in units of the spread.
+
+    A mean and no RMS: a right product has a few rows that are far off, where one 8-bit value fell to the other side,
+    and they would be all that an RMS shows. `worst_row` has its own bound.
+    """
+    return _mean(_joined([part.units for part in parts]))
 
 
 def gain(parts: Sequence[Deviations]) -> Figure:
@@ -148,23 +145,24 @@ def gain(parts: Sequence[Deviations]) -> Figure:
 
     Rows are weighted by the inverse square of their spread. A scale that is wrong by a percent shows in no single row.
     """
-    weight = 1 / np.square(_joined([part.scale for part in parts]))
-    along, power = (_joined([getattr(part, name) for part in parts]) * weight for name in ("along", "power"))
-    if len(weight) < 2 or not power.sum():
-        return Figure(math.inf, math.inf, len(weight))
+    square = np.square(_joined([part.scale for part in parts]))
+    along, power = (_joined([getattr(part, name) for part in parts]) / square for name in ("along", "power"))
+    if len(square) < 2 or not power.sum():
+        return Figure(math.inf, math.inf, len(square))
     slope = float(along.sum() / power.sum())
     left = along - slope * power
     error = math.sqrt(float(np.square(left).sum()) * len(left) / (len(left) - 1)) / float(power.sum())
-    return Figure(slope - 1, error, len(weight))
+    return Figure(slope - 1, error, len(square))
 
 
 def worst_row(parts: Sequence[Deviations]) -> tuple[float, str]:
-    """The row that is furthest off, in units of its spread, and where it is."""
+    """The row that is furthest off, in units of its spread, and where it is; what is no number is infinitely far."""
     worst, where = 0.0, "no row"
     for part in parts:
-        if len(part) and float(part.units.max()) > worst:
-            row = int(part.units.argmax())
-            worst, where = float(part.units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
+        units = np.where(np.isnan(part.units), np.inf, part.units)
+        if len(part) and float(units.max()) > worst:
+            row = int(units.argmax())
+            worst, where = float(units[row]), f"row {row} of {len(part)}, {part.where}, {part.graph} graph"
     return worst, where
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,31 +64,3 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
     if not count:
         return math.inf
     return math.exp((math.fsum(other[:count]) - math.fsum(one[:count])) / count) - 1
-
-
-def chance(one: Sequence[float], other: Sequence[float]) -> float:
-    """By how much `ratio` can be off by chance over so few tokens: two standard errors of the paired difference.
-
-    The differences of tokens are taken as independent. 0 for fewer than two tokens.
-    """
-    differences = [b - a for a, b in zip(one, other, strict=False)]
-    if len(differences) < 2:
-        return 0.0
-    return math.expm1(2 * statistics.stdev(differences) / math.sqrt(len(differences)))
-
-
-def noise_chance(one: Sequence[float], other: Sequence[float]) -> float:
-    """By how much the square of `noise` can be off by chance: two standard errors of the mean square; nats².
-
-    One token that is far off says little over few tokens, and much over many. 0 for fewer than two tokens.
-    """
-    squares = [(a - b) ** 2 for a, b in zip(one, other, strict=False)]
-    return 2 * statistics.stdev(squares) / math.sqrt(len(squares)) if len(squares) > 1 else 0.0
-
-
-def noise(one: Sequence[float], other: Sequence[float]) -> float:
-    """RMS of the difference between two grounds' log-likelihoods of a token, over the tokens both cover; nats."""
-    pairs = list(zip(one, other, strict=False))
-    if not pairs:
-        return math.inf
-    return math.sqrt(math.fsum((a - b) ** 2 for a, b in pairs) / len(pairs))

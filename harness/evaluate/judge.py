@@ -46,8 +46,10 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 def decide(figure: Figure, bound: float, rules: CellRules = RULES) -> Verdict:
     """A figure that is 0 of a perfect product against its bound, both ways; see the module."""
-    if not figure.rows or math.isnan(figure.value):
-        return Verdict.FAILED if figure.rows else Verdict.NOT_JUDGED
+    if not figure.rows:
+        return Verdict.NOT_JUDGED
+    if math.isnan(figure.value) or math.isnan(figure.error):
+        return Verdict.FAILED  # of rows that are no finite numbers: more of them decide nothing
     reach = rules.sure * figure.error
     if abs(figure.value) + reach <= bound:
         return Verdict.PASSED

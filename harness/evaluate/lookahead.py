@@ -8,10 +8,11 @@ likely.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.build.witness import LookaheadWitness
+from harness.errors import NotJudgedError
 from harness.evaluate.judge import Verdict, make_check
 from harness.evaluate.rules import RULES, CellRules
 from harness.results.records import CheckRecord
@@ -159,6 +160,21 @@ def _guesses(
     return wrong, ties, seen
 
 
+def course_of(known: Mapping[tuple[int, ...], LookaheadWitness], prompt: tuple[int, ...]) -> LookaheadWitness:
+    """What lookahead does on QDQ's logits after a prompt's fed tokens.
+
+    Raises:
+        NotJudgedError: the witness has none: the artifact was built with other prompts.
+    """
+    if prompt not in known:
+        raise NotJudgedError(
+            f"lookahead's witness does not know a prompt of {len(prompt)} tokens",
+            where="witness",
+            remedy="compile again: the model's prompts have changed since",
+        )
+    return known[prompt]
+
+
 def counted_check(cell: str, counts: Sequence[tuple[int, int]], known: Sequence[LookaheadWitness]) -> CheckRecord:
     """Of a runner that says how many tokens it accepted and no more: as many as may be expected.
 
@@ -172,7 +188,7 @@ def counted_check(cell: str, counts: Sequence[tuple[int, int]], known: Sequence[
     """
     accepted, expected = sum(count for _, count in counts), sum(one.accepted for one in known)
     text = f"{accepted} of {sum(new for new, _ in counts)} tokens accepted; on QDQ's logits {expected}"
-    if len(counts) != len(known):
+    if len(counts) != len(known) or not known:
         return make_check(cell, "lookahead_course", Verdict.NOT_JUDGED, "the runner does not say what it accepted")
     verdict = Verdict.FAILED if expected >= LEAST_EXPECTED and 2 * accepted < expected else Verdict.PASSED
     return make_check(cell, "lookahead_course", verdict, text, float(accepted), expected / 2)

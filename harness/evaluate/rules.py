@@ -20,7 +20,7 @@ class CellRules:
     """What the phone's rows are held to. A row is the logits after one token.
 
     Attributes:
-        noise: RMS of the phone's deviations from QDQ in units of the spread, at most.
+        noise: mean of the rows' deviations from QDQ in units of the spread, at most.
         row: the same of a single row, at most: one wrong place among many does not hide in their mean.
         gain: how far the factor between the phone's logits and QDQ's may be from 1.
         tie: where the phone and QDQ choose different tokens: gap of QDQ's log-probabilities in units of the spread, at
@@ -31,9 +31,9 @@ class CellRules:
     """
 
     noise: float = 1.0
-    row: float = 6.0
-    gain: float = 0.01
-    tie: float = 5.0
+    row: float = 10.0
+    gain: float = 0.006
+    tie: float = 8.0
     sure: float = 2.6
     floor: float = 1.0
 

@@ -44,6 +44,7 @@ class Scored:
                 raise ProductError(
                     f"{len(score.logprobs)} scores and {len(score.top)} rows of {wanted} tokens", where=stage.where
                 )
+            _agree(stage, score)
             self.steps[graph] = self.steps.get(graph, 0) + score.steps
             self.seconds[graph] = self.seconds.get(graph, 0.0) + score.seconds
             if not wanted:
@@ -88,3 +89,26 @@ class Scored:
         text, leg = self.witness.held_out[stage.window], stage.leg
         end = leg.keep + len(leg.inputs)
         return text if text.inputs[leg.keep : end] == leg.inputs else None
+
+
+_SAME = 1e-4
+"""Nats: rows are sent rounded to a millionth."""
+
+
+def _agree(stage: Stage, score: LegScore) -> None:
+    """A target's score is its log-probability in its row: one of them would be of another text otherwise.
+
+    Raises:
+        ProductError: it is not.
+    """
+    for row, (target, said) in enumerate(zip(stage.leg.targets, score.logprobs, strict=True)):
+        ids, logprobs = score.top.ids[row], score.top.logprobs[row]
+        place = np.flatnonzero(ids == target)
+        # A target that is not among the likeliest is at most as likely as the least of them.
+        off = abs(said - logprobs[place[0]]) if len(place) else said - logprobs.min()
+        if not off <= _SAME:
+            raise ProductError(
+                f"the runner scores token {target} {said:.4f} nats, its row says otherwise by {off:.4f}",
+                where=f"{stage.where}, {stage.leg.graph} graph, input {row}",
+                remedy="the scores are of another text or graph than the rows: look at the runner's walk",
+            )

@@ -72,10 +72,22 @@ def decode_stages(
     stages: list[Stage] = []
     for number, window in enumerate(windows, first):
         if prefill_ar is None or number:
-            stages += _straight(number, window)
+            stages += _straight(number, window, context, decode_ar)
         else:
             stages += _handed_over(whole, len(window.inputs), context, prefill_ar, decode_ar)
     return stages
+
+
+def continuation_legs(text: Window, start: int, *, prefill: bool) -> list[Leg]:
+    """The decode graph over QDQ's own continuation of a prompt, from input `start` on; the last leg has the rows.
+
+    Args:
+        text: prompt and continuation.
+        start: at least 1: what stands before goes through the graph that takes prompts.
+        prefill: whether that is the prefill graph.
+    """
+    before = Leg(0, "prefill" if prefill else "kv", text.inputs[:start])
+    return [before, Leg(start, "kv", text.inputs[start:], text.targets[start:])]
 
 
 def handover_depths(context: int, prefill_ar: int, decode_ar: int) -> tuple[int, ...]:
@@ -85,15 +97,19 @@ def handover_depths(context: int, prefill_ar: int, decode_ar: int) -> tuple[int,
     return tuple(sorted({depth for depth in wanted if 0 < depth <= deepest}))
 
 
-def _straight(number: int, window: Window) -> list[Stage]:
-    """From an empty cache to the end, but for a rewind half way: other tokens are fed there and forgotten."""
-    half, size = len(window.inputs) // 2, len(window.inputs)
+def _straight(number: int, window: Window, context: int, decode_ar: int) -> list[Stage]:
+    """From an empty cache to the end, but for a rewind half way: other tokens are fed there and forgotten.
+
+    Where half of the window is more than the decode graph's cache holds, the rewind is to the cache's end.
+    """
+    size = len(window.inputs)
+    half = min(size // 2, context - decode_ar)
     name = f"window {number} of the held-out text"
     if half < JUNK:
         return [Stage(_leg(window, 0, size), number, name)]
     return [
         Stage(_leg(window, 0, half), number, name),
-        Stage(Leg(half, "kv", _junk(window, half)), number, "forgotten tokens", counted=False),
+        Stage(Leg(half, "kv", _junk(window, half, context)), number, "forgotten tokens", counted=False),
         Stage(_leg(window, half, size), number, f"{name}, after a rewind to {half}"),
     ]
 
@@ -114,7 +130,7 @@ def _handed_over(window: Window, count: int, context: int, prefill_ar: int, deco
         stages.append(Stage(prompt, 0, f"a prompt of {depth}", counted=False))
         where = f"after the handover at {depth}"
         if number == 0:
-            stages.append(Stage(Leg(depth, "kv", _junk(window, depth)), 0, "forgotten tokens", counted=False))
+            stages.append(Stage(Leg(depth, "kv", _junk(window, depth, context)), 0, "forgotten tokens", counted=False))
             where += " and a rewind to it"
         stages.append(Stage(_leg(window, depth, end), 0, where, counted=depth in inside))
     return stages
@@ -124,8 +140,8 @@ def _leg(window: Window, start: int, end: int) -> Leg:
     return Leg(start, "kv", window.inputs[start:end], window.targets[start:end])
 
 
-def _junk(window: Window, place: int) -> tuple[int, ...]:
-    """Tokens that the text does not have at a place."""
+def _junk(window: Window, place: int, context: int) -> tuple[int, ...]:
+    """Tokens that the text does not have at a place; as many as the context has room for."""
     right = window.inputs[min(place, len(window.inputs) - 1)]
     others = [token for token in dict.fromkeys(window.inputs) if token != right]
-    return tuple((others or list(window.inputs))[:JUNK])
+    return tuple((others or list(window.inputs))[: min(JUNK, context - place)])

@@ -10,7 +10,7 @@ judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,7 @@ class Reply:
         tokens: the tokens that it says it generated; None of a runner that does not say.
         rows: what each was chosen from; None likewise.
         ends_at_stop: whether the runner ends at a stop token, and so may write less than was asked for.
+        steps: executions of the decode graph that it counted, where each gives one token; else None.
     """
 
     shown: str
@@ -59,6 +60,7 @@ class Reply:
     ends_at_stop: bool = False
     least: int | None = None
     most: int | None = None
+    steps: int | None = None
 
     @property
     def range(self) -> range:
@@ -107,14 +109,35 @@ def read_tokens(reply: Reply, qdq: WitnessText, tokenizer: Tokenizer, rest: Logi
     return tuple(tokens)
 
 
+def goes_on(reply: Reply, tokens: Sequence[int], qdq: WitnessText, tokenizer: Tokenizer, rest: Logits | None) -> bool:
+    """Whether more was written than `read_tokens` could read, because neither witness nor module speaks of it."""
+    if (
+        reply.tokens is not None
+        or rest is not None
+        or len(reply.written) <= len(spelled(reply.shown, tokens, tokenizer))
+    ):
+        return False
+    return tuple(tokens) != qdq.continuation[: len(tokens)] or len(tokens) == len(qdq.continuation)
+
+
 def written_check(
-    cell: str, replies: Sequence[Reply], texts: Sequence[Sequence[int]], tokenizer: Tokenizer
+    cell: str,
+    replies: Sequence[Reply],
+    texts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    unread: Collection[int] = (),
 ) -> CheckRecord:
-    """The bytes written are the echoed prompt and the pieces of the tokens, to the letter."""
+    """The bytes written are the echoed prompt and the pieces of the tokens, to the letter.
+
+    Args:
+        unread: numbers of the replies that go on where nothing says which tokens their bytes could be: what comes
+            before is held to the letter, and the rest is not judged.
+    """
     wrong = []
     for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True)):
         expected = spelled(reply.shown, tokens, tokenizer)
-        if reply.written != expected:
+        written = reply.written[: len(expected)] if number in unread else reply.written
+        if written != expected:
             place = next(
                 (i for i, (a, b) in enumerate(zip(reply.written, expected, strict=False)) if a != b),
                 min(len(reply.written), len(expected)),
@@ -124,7 +147,9 @@ def written_check(
                 f"{reply.written[place : place + 40]!r}, they spell {expected[place : place + 40]!r}"
             )
     text = "; ".join(wrong) or f"{len(replies)} replies are written as their tokens spell, byte by byte"
-    verdict = Verdict.FAILED if wrong else Verdict.PASSED if replies else Verdict.NOT_JUDGED
+    if unread:
+        text += f"; {len(unread)} go on beyond what the witness knows, where only QDQ's module could read them"
+    verdict = Verdict.FAILED if wrong else Verdict.PASSED if replies and not unread else Verdict.NOT_JUDGED
     return make_check(cell, "text_written", verdict, text, float(len(wrong)), 0.0)
 
 
@@ -143,16 +168,26 @@ def prompt_check(cell: str, replies: Sequence[Reply]) -> CheckRecord:
 
 
 def count_check(
-    cell: str, replies: Sequence[Reply], texts: Sequence[Sequence[int]], stop: frozenset[int]
+    cell: str,
+    replies: Sequence[Reply],
+    texts: Sequence[Sequence[int]],
+    stop: frozenset[int],
+    unread: Collection[int] = (),
 ) -> CheckRecord:
-    """As many tokens as were asked for, or an end at a stop token; and as many as the runner counted."""
+    """As many tokens as were asked for, or an end at a stop token; as many as the runner counted, and stepped for."""
     wrong = []
     for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True)):
-        ended = reply.ends_at_stop and bool(tokens) and tokens[-1] in stop
-        if len(tokens) not in reply.range and not ended:
-            wrong.append(f"reply {number} has {len(tokens)} tokens of {reply.wanted} that were asked for")
-        elif len(tokens) != reply.counted_new + 1:
+        # Where the bytes go on beyond what can be read, the runner's word is all there is.
+        count = reply.counted_new + 1 if number in unread else len(tokens)
+        ended = reply.ends_at_stop and bool(tokens) and tokens[-1] in stop and count < reply.range.start
+        if count not in reply.range and not ended:
+            wrong.append(f"reply {number} has {count} tokens of {reply.wanted} that were asked for")
+        elif count != reply.counted_new + 1:
             wrong.append(f"reply {number} has {len(tokens)} tokens, the runner counted {reply.counted_new + 1}")
+        elif reply.steps not in (None, count - 1):
+            wrong.append(
+                f"reply {number} has {count} tokens, the runner took {reply.steps} steps for all but the first"
+            )
     text = "; ".join(wrong) or f"{sum(len(tokens) for tokens in texts)} tokens, as many as were asked for"
     verdict = Verdict.FAILED if wrong else Verdict.PASSED if replies else Verdict.NOT_JUDGED
     return make_check(cell, "token_count", verdict, text, float(len(wrong)), 0.0)
@@ -198,44 +233,50 @@ def judge_reply(
     """
     start = qdq.prompt - 1
     faults = list(_own_choices(number, reply.rows, tokens))
+    rows = reply.rows if reply.rows is not None and len(reply.rows) == len(tokens) else None
     same = len(_common(tokens, qdq.continuation))
     covered = min(same + 1, len(tokens), len(qdq.continuation))
     found: list[Deviations] = []
-    if reply.rows is not None and covered:
-        found.append(compare_rows("kv", f"reply {number}", qdq, start, reply.rows[:covered], typical, rules))
-    ties, judged, parted = 0, covered, None
+    if rows is not None and covered:
+        found.append(compare_rows("kv", f"reply {number}", qdq, start, rows[:covered], typical, rules))
+    ties, judged, parted, said = 0, covered, None, ""
     if same < min(len(tokens), len(qdq.continuation)):
         parted, row = same, start + same
         scale = float(row_scale(qdq.spread[row : row + 1], typical, rules)[0])
         said = _parting(number, same, tokens[same], qdq.ids[row], qdq.logprobs[row], scale, rules)
         ties, faults = (ties, [*faults, said]) if said else (1, faults)
-        if rest is not None and not said:
-            more = _judge_rest(number, reply, tokens, same + 1, typical, rest, rules)
-            found += more.rows
-            faults += more.faults
-            ties, judged = ties + more.ties, judged + more.judged
+    if rest is not None and not said and covered < len(tokens):
+        more = _judge_rest(number, reply.fed, rows, tokens, covered, typical, rest, rules)
+        found += more.rows
+        faults += more.faults
+        ties, judged = ties + more.ties, judged + more.judged
     return Judged(judged, tuple(faults), ties, parted, tuple(found))
 
 
 def _judge_rest(
-    number: int, reply: Reply, tokens: Sequence[int], first: int, typical: float, rest: Logits, rules: CellRules
+    number: int,
+    fed: Sequence[int],
+    own: TopRows | None,
+    tokens: Sequence[int],
+    first: int,
+    typical: float,
+    rest: Logits,
+    rules: CellRules,
 ) -> Judged:
-    """The tokens from `first` on against QDQ's module, given the phone's own text before each."""
-    if first >= len(tokens):
-        return Judged(0, (), 0, None, ())
-    values = log_softmax(rest([*reply.fed, *tokens[:-1]])[len(reply.fed) - 1 + first :])
+    """The tokens from `first` on against QDQ's module, given the phone's own text before each; `own`: its rows."""
+    values = log_softmax(rest([*fed, *tokens[:-1]])[len(fed) - 1 + first :])
     ids = likeliest(values)
     logprobs = np.take_along_axis(values, ids, axis=1)
     scale = np.full(len(ids), rules.floor * typical)
     rows: tuple[Deviations, ...] = ()
-    if reply.rows is not None:
+    if own is not None:
         where = f"reply {number} from token {first} on"
         near = (ids[:, :COMPARED], logprobs[:, :COMPARED])
-        rows = (compare_logprobs("kv", where, *near, scale, reply.rows[first : len(tokens)]),)
+        rows = (compare_logprobs("kv", where, *near, scale, own[first:]),)
     faults, ties = [], 0
     for place, token in enumerate(tokens[first:]):
         if token != ids[place, 0]:
-            said = _parting(number, first + place, token, ids[place], logprobs[place], typical, rules)
+            said = _parting(number, first + place, token, ids[place], logprobs[place], float(scale[place]), rules)
             faults += [said] if said else []
             ties += not said
     return Judged(len(tokens) - first, tuple(faults), ties, None, rows)
@@ -303,14 +344,14 @@ def witness_of(witness: Witness, reply: Reply) -> WitnessText:
     return text
 
 
-def text_check(cell: str, replies: Sequence[Judged], texts: Sequence[Sequence[int]]) -> CheckRecord:
-    """All replies against QDQ, together."""
+def text_check(cell: str, replies: Sequence[Judged], count: int) -> CheckRecord:
+    """All replies against QDQ, together; `count`: their tokens."""
     faults = [fault for reply in replies for fault in reply.faults]
-    judged, count = sum(reply.judged for reply in replies), sum(len(tokens) for tokens in texts)
+    judged = sum(reply.judged for reply in replies)
     ties = sum(reply.ties for reply in replies)
     text = f"{judged} of {count} greedy tokens held against QDQ, {ties} of them near ties"
     if judged < count:
-        text += f"; the other {count - judged} come after a near tie, where only QDQ's module could speak"
+        text += f"; the other {count - judged} are of a text that the witness has not: only QDQ's module could speak"
     verdicts = [
         Verdict.FAILED if reply.faults else Verdict.PASSED if reply.judged else Verdict.NOT_JUDGED for reply in replies
     ]
@@ -356,11 +397,20 @@ def text_checks(
         judge_reply(number, reply, tokens, witness_of(witness, reply), typical, rest, rules)
         for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True))
     ]
+    unread = {
+        number
+        for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True))
+        if goes_on(reply, tokens, witness_of(witness, reply), tokenizer, rest)
+    }
+    count = sum(
+        reply.counted_new + 1 if number in unread else len(tokens)
+        for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True))
+    )
     checks = [
-        written_check(cell, replies, texts, tokenizer),
+        written_check(cell, replies, texts, tokenizer, unread),
         prompt_check(cell, replies),
-        count_check(cell, replies, texts, stop),
-        text_check(cell, judged, texts),
+        count_check(cell, replies, texts, stop, unread),
+        text_check(cell, judged, count),
     ]
     return checks, judged, texts
 

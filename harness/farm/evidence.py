@@ -12,7 +12,7 @@ from harness.farm.connect import PhoneLink
 from harness.farm.journal import Command
 from harness.farm.vitals import read_vitals
 
-ASK_SECONDS = 10.0
+ASK_SECONDS = 30.0
 LOG_LINES = 2000
 
 # What Android's shell user may read differs from phone to phone: what may not be says so in its file.

@@ -15,7 +15,7 @@ from harness.soc import Soc, recognise
 
 _MARK = "--htpfarm--"
 _BOOT_ID = "cat /proc/sys/kernel/random/boot_id 2>/dev/null || getprop ro.boottime.init"
-READY_SECONDS = 15.0
+READY_SECONDS = 60.0
 
 
 class RackPhoneAddress(Protocol):

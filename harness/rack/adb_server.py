@@ -15,8 +15,9 @@ from harness.errors import InfraError
 from harness.rack.processes import ProcessRef, alive, tail
 from harness.rack.record import RackState
 
-ADB_SECONDS = 15.0
-CONNECT_SECONDS = 60.0
+ADB_SECONDS = 60.0
+CONNECT_SECONDS = 180.0
+"""Both end what hangs: it takes parts of a second, beside busy cores many times that."""
 
 
 def adb_argv(state: RackState, *arguments: str, serial: str = "") -> list[str]:

@@ -28,7 +28,7 @@ from harness.rack.protocol import (
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 10.0
+HANDSHAKE_SECONDS = 30.0
 MAX_STREAMS = 1024
 _JOIN_BELOW = 64 * 1024
 """Payloads up to this size go out in one write with their header; copying larger ones would cost more than it saves."""

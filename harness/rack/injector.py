@@ -46,6 +46,7 @@ class Injector:
         self._phone = phone
         self._plan = FaultPlan()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strikes: set[asyncio.Task[None]] = set()  # of those, what clear() ends, too
         self._deaf_until = 0.0
         self._locked_until = 0.0
         self._slow_until = 0.0
@@ -61,6 +62,8 @@ class Injector:
     def clear(self) -> None:
         """Ends all faults: those that wait and those in force."""
         self._plan.clear()
+        for strike in self._strikes:
+            strike.cancel()
         self._deaf_until = self._locked_until = self._slow_until = 0.0
         self._set_state(PhoneState())
 
@@ -131,12 +134,15 @@ class Injector:
             self._note(spec.kind, detail)
             await self._strike(spec)
 
-        self._spawn(strike())
+        task = self._spawn(strike())
+        self._strikes.add(task)
+        task.add_done_callback(self._strikes.discard)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _strike(self, spec: FaultSpec) -> None:
         now = self._now()

@@ -55,8 +55,8 @@ __all__ = [
 
 RACK_VARIABLE = "HTPFARM_RACK"
 """Environment variable: the folder of a rack that several users share."""
-START_SECONDS = 60.0
-LOCK_SECONDS = 180.0
+START_SECONDS = 300.0
+LOCK_SECONDS = 600.0
 DEFAULT_BOOT_DELAY = 2.0
 
 

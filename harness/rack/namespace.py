@@ -28,7 +28,7 @@ from harness.rack.image import BOOT_ID, CONTROL, PROPERTIES
 
 HOLDER = Path(__file__).resolve().parent / "holder.py"
 SYNC = Path(__file__).resolve().parent / "sync.py"
-START_SECONDS = 20.0
+START_SECONDS = 120.0
 _PYTHON = (sys.executable, "-I", "-S")
 
 

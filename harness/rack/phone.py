@@ -39,6 +39,7 @@ class VirtualPhone:
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._rebooting = False
+        self._back = asyncio.Event()
         self._control = -1
         self.faults = Injector(self)
         self.port = 0
@@ -99,7 +100,9 @@ class VirtualPhone:
         self._listener.close()
         self._listener = None
         await self.drop_connections()
-        await asyncio.sleep(seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._back.wait()
         if self._listener is None and not self._rebooting:
             await self._listen()
 
@@ -154,7 +157,10 @@ class VirtualPhone:
                         self.reboot()
                     case ["drop"]:
                         self._background(self.drop_connections())
+                    case ["back"]:
+                        self._back.set()
                     case ["away", seconds] if seconds.replace(".", "", 1).isdigit():
+                        self._back.clear()
                         self._background(self._go_away(float(seconds)))
                     case ["fault", "clear"]:
                         self.faults.clear()
@@ -194,8 +200,8 @@ class VirtualPhone:
 
 
 def tell(root: Path, line: str) -> None:
-    """Tells the running phone whose tree is at `root` to `reboot`, `drop` its connections, be `away SECONDS`, or have
-    a `fault` (a `FaultSpec` as JSON, or `clear`).
+    """Tells the running phone whose tree is at `root` to `reboot`, `drop` its connections, be `away SECONDS` at
+    most or `back`, or have a `fault` (a `FaultSpec` as JSON, or `clear`).
 
     Raises InfraError if it does not run.
     """

@@ -13,7 +13,7 @@ from harness.rack.namespace import View
 
 FEATURES = ("shell_v2", "stat_v2", "ls_v2", "sendrecv_v2", "fixed_push_mkdir", "fixed_push_symlink_timestamp")
 """Claimed in the banner: only what is there. sendrecv_v2 without any compression, one WRTE at a time."""
-CONNECT_SECONDS = 5.0
+CONNECT_SECONDS = 30.0
 _PIECE = 256 * 1024
 
 

@@ -127,11 +127,6 @@ class CellSummary:
             return found[-1].passed
         return sample.host_ms is None and not any(check.rules for check in self.checks)
 
-    def graph_of(self, record: PerplexityRecord) -> str:
-        """The graph of one of the cell's perplexities; with the tokens where it scored fewer of them than others."""
-        most = max(other.tokens for other in self.perplexities)
-        return record.graph if record.tokens == most else f"{record.graph}, {record.tokens} tok"
-
 
 @dataclass(frozen=True)
 class RunSummary:

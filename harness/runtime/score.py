@@ -309,7 +309,7 @@ def parse_rows(data: Any) -> TopRows:
     ids, logprobs = np.asarray(data["ids"], dtype=np.int64), np.asarray(data["logprobs"], dtype=np.float64)
     if not len(ids) and not len(logprobs):
         return join_rows([])
-    if ids.ndim != 2 or ids.shape != logprobs.shape:
+    if ids.ndim != 2 or not ids.shape[1] or ids.shape != logprobs.shape:
         raise ValueError(f"ids of {ids.shape} and log-probabilities of {logprobs.shape}")
     if not np.isfinite(logprobs).all():
         raise ValueError("a log-probability that is no finite number")

@@ -119,7 +119,7 @@ def _installed(name: str) -> str:
         return "absent"
 
 
-def build_id(toolchain: Toolchain, timeout_s: float = 120) -> str:
+def build_id(toolchain: Toolchain, timeout_s: float = 600) -> str:
     """QNN's build id ("v2.48.40.…"), asked of the library through ExecuTorch's adaptor in a process of its own.
 
     Raises:

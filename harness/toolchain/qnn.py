@@ -106,7 +106,7 @@ def lay_out(package: Path, version: str) -> QnnLibraries:
     root = cache_root() / "sdk" / f"{version}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{root}.lock", timeout=300):
+        with FileLock(f"{root}.lock", timeout=900):
             if not root.is_dir():
                 _write_view(package, real, root)
     library_path = (root / HOST_LIBRARIES, root / "libcxx")

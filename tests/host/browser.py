@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from events import HANG_S
 
 WIDTHS = {"phone": (375, 812), "desk": (1920, 1080)}
 SCHEMES = ("light", "dark")
@@ -39,6 +40,7 @@ def page(opened: Any, url: str, width: str = "desk", scheme: str = "light") -> I
     """A page at one width and in one scheme; fails the test on an error, or on a request that leaves the machine."""
     size = WIDTHS[width]
     context = opened.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    context.set_default_timeout(1000 * HANG_S)
     found = context.new_page()
     problems: list[str] = []
     found.on("pageerror", lambda error: problems.append(f"script: {error}"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from events import HANG_S
 
 from harness.farm.connect import AdbServer, PhoneLink
 from harness.farm.deploy import DeployReport, deploy
@@ -25,11 +28,19 @@ cat input.json >> outputs.txt 2>/dev/null
 echo "ADSP $ADSP_LIBRARY_PATH" >&2
 echo '{OBSERVER}'
 """
-HANGING_RUNNER = """#!/bin/sh
-echo started
-sleep 301 &
-sleep 302
+OWN = os.environ.setdefault("HTPFARM_TESTS_OWN", str(os.getpid()))
+"""Marks what these tests and their programs start: phones without namespaces show the processes of all racks, those of
+the tests beside them, too. Digits, so that `sleep 301.OWN` is told from others'.
 """
+NAPS = f".{OWN}"
+"""In the command line of every sleep."""
+HANGING_RUNNER = f"""#!/bin/sh
+sleep 301{NAPS} &
+sleep 302{NAPS} &
+echo started
+wait
+"""
+"""It says that it has started once both of its children are there."""
 
 
 @contextmanager
@@ -57,9 +68,9 @@ def deploy_runner(link: PhoneLink, folder: Path, text: str) -> DeployReport:
     return deploy(link, [PayloadFile(path, "qnn_llama_runner", executable=True)])
 
 
-def session(number: int, *flags: str, timeout_s: float = 30.0, outputs: tuple[str, ...] = ()) -> SessionSpec:
+def session(number: int, *flags: str, timeout_s: float = HANG_S, outputs: tuple[str, ...] = ()) -> SessionSpec:
     """A session of the deployed script."""
-    return SessionSpec("test", number, "qnn_llama_runner", flags, outputs=outputs, timeout_s=timeout_s)
+    return SessionSpec(f"test{OWN}", number, "qnn_llama_runner", flags, outputs=outputs, timeout_s=timeout_s)
 
 
 def processes(link: PhoneLink, word: str) -> list[str]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from events import HANG_S
 from sqlalchemy import create_engine, text
 
 
@@ -43,12 +44,12 @@ def server() -> Iterator[str | None]:
         data, log = folder / "data", folder / "log"
         environment = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": name}
         init = [*user, str(place / "initdb"), "-D", str(data), "-U", "test", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run(init, check=True, capture_output=True, timeout=120, env=environment, cwd=folder)
+        subprocess.run(init, check=True, capture_output=True, timeout=HANG_S, env=environment, cwd=folder)
         options = f"-k {folder} -c listen_addresses='' -c fsync=off"
-        control = [*user, str(place / "pg_ctl"), "-D", str(data), "-w", "-t", "60"]
+        control = [*user, str(place / "pg_ctl"), "-D", str(data), "-w", "-t", "300"]
         subprocess.run(
             [*control, "-l", str(log), "-o", options, "start"],
-            check=True, stdout=subprocess.DEVNULL, timeout=120, env=environment, cwd=folder,
+            check=True, stdout=subprocess.DEVNULL, timeout=HANG_S, env=environment, cwd=folder,
         )  # fmt: skip
         pid = int((data / "postmaster.pid").read_text().split()[0])
         try:
@@ -56,9 +57,9 @@ def server() -> Iterator[str | None]:
         finally:
             subprocess.run(
                 [*control, "-m", "immediate", "stop"],
-                check=False, capture_output=True, timeout=120, env=environment, cwd=folder,
+                check=False, capture_output=True, timeout=HANG_S, env=environment, cwd=folder,
             )  # fmt: skip
-            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=HANG_S)
 
 
 def new_database(url: str) -> str:

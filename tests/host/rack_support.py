@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from events import HANG_S
+
 from harness.rack import manage
 from harness.rack.protocol import (
     HEADER_SIZE,
@@ -65,7 +67,7 @@ class Adb:
     def argv(self, *arguments: str) -> list[str]:
         return manage.adb_argv(self.state, *arguments, serial=self.phone.serial)
 
-    def run(self, *arguments: str, stdin: bytes = b"", timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *arguments: str, stdin: bytes = b"", timeout: float = HANG_S) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(self.argv(*arguments), input=stdin, capture_output=True, timeout=timeout, check=False)
 
     def out(self, *arguments: str) -> str:
@@ -83,7 +85,7 @@ class Wire:
 
     def __init__(self, phone: RackPhone, *, connect: bool = True, version: int = VERSION) -> None:
         host, _, port = phone.serial.partition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.create_connection((host, int(port)), timeout=HANG_S)
         self.version = version
         self.banner = b""
         if connect:

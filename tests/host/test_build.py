@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from events import HANG_S
 
 from harness.build.builder import Builder, Limits, Request, check_disk, groups
 from harness.build.cache import Artifact, locate
@@ -160,10 +161,10 @@ def test_a_worker_over_its_time_is_ended_and_says_so(
 ) -> None:
     monkeypatch.setenv("HTPFARM_CACHE", str(tmp_path / "cache"))
     wanted = [request(tiny, Mode.KV)]
-    builder = Builder(find_toolchain(), tmp_path / "logs", Limits(seconds=4))
+    builder = Builder(find_toolchain(), tmp_path / "logs", Limits(seconds=1))
     (result,) = builder.build(wanted)
     assert result.error is not None
-    assert "more than 4 s" in result.error.what
+    assert "more than 1 s" in result.error.what
     assert not wanted[0].artifact.ready
     assert not [p for p in psutil.Process().children(recursive=True) if _is_worker(p)]
 
@@ -302,7 +303,7 @@ def logits(pte: Path) -> object:
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
@@ -318,7 +319,7 @@ def test_cutting_the_lowering_in_two_makes_what_upstream_makes(tmp_path: Path) -
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=2 * HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

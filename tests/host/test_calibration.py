@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.build.calibration import CalibrationChoice, calibration_sequences, fingerprint
 from harness.errors import ConfigError
@@ -54,7 +55,7 @@ def test_tasks_give_upstreams_own_sequences(tiny: ModelSpec, tokenizer: Tokenize
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.build.cache import Artifact
 from harness.conduct.builds import build_file, wait_for_artifact
@@ -38,9 +38,23 @@ INFRA, CRASH, PRODUCT, ENV = FailureClass.INFRA, FailureClass.CRASH, FailureClas
         ([INFRA, INFRA, INFRA], False),
         ([CRASH], True),
         ([CRASH, CRASH], False),
+        ([CRASH, INFRA, CRASH], False),
         ([INFRA, CRASH], True),
+        ([INFRA, INFRA, CRASH], True),
+        ([CRASH, INFRA], True),
+        ([CRASH, INFRA, INFRA], False),
         ([INFRA, PRODUCT], False),
+        ([ENV], True),
         ([ENV, ENV], True),
+        ([ENV, ENV, ENV], False),
+        ([INFRA, ENV], True),
+        ([INFRA, ENV, INFRA], False),
+        ([ENV, INFRA, ENV], False),
+        ([FailureClass.PERF], False),
+        ([FailureClass.UNSUPPORTED], False),
+        ([FailureClass.NOT_JUDGED], False),
+        ([FailureClass.INCONCLUSIVE], False),
+        ([FailureClass.INVALID], False),
     ],
 )
 def test_what_is_tried_again(failures: list[FailureClass], more: bool) -> None:
@@ -62,7 +76,11 @@ def test_a_second_crash_is_the_products_only_on_another_phone() -> None:
     assert verdict_class([CRASH, INFRA, CRASH], ["a", "b", "a"]) is CRASH
     assert verdict_class([CRASH], ["a"]) is CRASH
     assert verdict_class([CRASH, INFRA, INFRA], ["a", "b", "c"]) is INFRA
+    assert verdict_class([CRASH, CRASH, INFRA], ["a", "b", "c"]) is INFRA
+    assert verdict_class([INFRA, PRODUCT], ["a", "b"]) is PRODUCT
     assert crashed_on([CRASH, INFRA, CRASH], ["a", "b", None]) == {"a"}
+    with pytest.raises(ValueError, match="shorter"):  # an attempt without a place is a mistake of the caller's
+        crashed_on([CRASH, CRASH], ["a"])
 
 
 def test_crashes_of_one_phone_say_that_they_decide_nothing_and_what_would() -> None:
@@ -70,8 +88,12 @@ def test_crashes_of_one_phone_say_that_they_decide_nothing_and_what_would() -> N
     assert failure.failure_class is CRASH
     assert "each time on the same phone: the product or lab" in failure.reason
     assert "run the cell on another phone" in failure.remedy
-    assert failure.remedy.endswith("see its log")
+    assert failure.remedy.endswith("if not, lab; see its log")
     assert failure.evidence == "evidence"
+    assert "the product or lab" in undecided(Failure(CRASH, "x"), ["attic", "lab", None]).reason  # where it was last
+    nowhere = undecided(Failure(CRASH, "the phone rebooted"), [None])
+    assert nowhere.reason.endswith("the product or it is at fault")
+    assert nowhere.remedy.endswith("it is the product; if not, it")
 
 
 def test_the_default_plan_is_twelve_cells_on_four_phones() -> None:
@@ -149,14 +171,14 @@ def artifact(folder: Path) -> Artifact:
 def test_a_cell_waits_for_its_build(tmp_path: Path) -> None:
     path = build_file(tmp_path, "k")
 
-    def finish() -> None:
-        path.parent.mkdir()
-        path.write_text("null")
-
-    threading.Timer(0.5, finish).start()
-    start = time.monotonic()
-    wait_for_artifact(tmp_path, artifact(tmp_path), timeout_s=20)
-    assert time.monotonic() - start >= 0.4
+    waiter = threading.Thread(target=wait_for_artifact, args=(tmp_path, artifact(tmp_path), HANG_S))
+    waiter.start()
+    waiter.join(0.3)
+    assert waiter.is_alive()
+    path.parent.mkdir()
+    path.write_text("null")
+    waiter.join(HANG_S)
+    assert not waiter.is_alive()
 
 
 def test_a_cell_gets_its_builds_error(tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import farm_rack
 import pytest
-from farm_rack import GOOD_RUNNER, deploy_runner, link_to
+from events import HANG_S, until
+from farm_rack import GOOD_RUNNER, NAPS, deploy_runner, link_to
 
 from harness.build.cache import Artifact
 from harness.conduct.attempt import Attempt, Bench
 from harness.conduct.run_cell import run_cell
-from harness.errors import FailureClass
+from harness.errors import FailureClass, InfraError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
+from harness.farm.connect import PhoneLink
 from harness.farm.failures import Failure, classify
 from harness.farm.health import HealthBook, HealthState
 from harness.farm.identity import AttachedPhone, identify
@@ -25,6 +28,7 @@ from harness.farm.lease_service import HostLeases
 from harness.farm.prepare import Nurse
 from harness.farm.rescue import Patience
 from harness.farm.session import run_session
+from harness.farm.vitals import read_vitals
 from harness.inventory import Phone
 from harness.matrix import cells
 from harness.model_file import Mode
@@ -63,20 +67,28 @@ def phones(rack: RackState, folder: Path) -> Iterator[tuple[AttachedPhone, ...]]
         clear(name, state_dir=folder)
 
 
+NEVER_ENDS = f"#!/bin/sh\nexec sleep 3600{NAPS}\n"
+
+
 def reboots(folder: Path, *names: str) -> None:
-    """From now on these phones reboot under every runner."""
+    """From now on these phones reboot under every runner: theirs never ends by itself, see `carried_out`."""
     for name in names:
         arm(name, FaultSpec(FaultKind.REBOOT, rate=1.0, count=None, match="exec "), state_dir=folder)
 
 
 def carried_out(
-    tmp_path: Path, phones: Sequence[AttachedPhone], *, pinned: str | None = None
+    tmp_path: Path,
+    phones: Sequence[AttachedPhone],
+    rebooting: Collection[str],
+    *,
+    pinned: str | None = None,
+    say: Callable[[str, str], None] = lambda _name, _what: None,
 ) -> tuple[object, list[str], Bench]:
     """A cell by real sessions of a scripted runner: its outcome, the phones it was on in order, its bench."""
     kept: list[Record] = []
-    nurse = Nurse(HealthBook(tmp_path / "health"), patience=Patience(settle_s=4.0, boot_s=20.0), poll_s=0.2)
+    nurse = Nurse(HealthBook(tmp_path / "health"), patience=Patience(settle_s=30.0, boot_s=HANG_S), poll_s=0.2)
     bench = Bench(
-        *("test", tmp_path, tuple(phones), kept.append, lambda name, what: None, Target.SIM, EvalChoice(), Host()),
+        *("test", tmp_path, tuple(phones), kept.append, say, Target.SIM, EvalChoice(), Host()),
         nurse,
         HostLeases(tmp_path / "leases"),
     )
@@ -85,13 +97,13 @@ def carried_out(
 
     def attempt(one: Attempt) -> Failure | None:
         on.append(one.phone.phone.name)
-        # Long enough for a phone to reboot in the middle of it.
-        deployed = deploy_runner(one.phone.link, tmp_path, GOOD_RUNNER.replace("echo 12.5", "sleep 1; echo 12.5"))
+        runner = NEVER_ENDS if one.phone.phone.name in rebooting else GOOD_RUNNER
+        deployed = deploy_runner(one.phone.link, tmp_path, runner)
         spec = farm_rack.session(one.number, outputs=("outputs.txt",))
         return classify(run_session(one.phone.link, deployed, spec, tmp_path / "out"))
 
     artifact = Artifact("none", tmp_path / "none.pte", tmp_path, {})
-    return run_cell(bench, replace(cell, phone=pinned), artifact, 60.0, run=attempt), on, bench
+    return run_cell(bench, replace(cell, phone=pinned), artifact, HANG_S, run=attempt), on, bench
 
 
 def strikes(bench: Bench, phone: AttachedPhone) -> list[str]:
@@ -108,7 +120,7 @@ def test_two_crashes_of_the_only_phone_decide_nothing(
 ) -> None:
     reboots(folder, "one")
     there, pinned = choose(phones)
-    outcome, on, bench = carried_out(tmp_path, there, pinned=pinned)
+    outcome, on, bench = carried_out(tmp_path, there, {"one"}, pinned=pinned)
     assert on == ["one", "one"]
     assert (outcome.status, outcome.failure_class, outcome.attempts) == (Status.ERROR, FailureClass.CRASH, 2)
     assert "each time on the same phone: the product or one" in outcome.reason
@@ -121,7 +133,7 @@ def test_crashes_of_two_phones_are_the_products(
     phones: tuple[AttachedPhone, ...], folder: Path, tmp_path: Path
 ) -> None:
     reboots(folder, "one", "two")
-    outcome, on, _ = carried_out(tmp_path, phones)
+    outcome, on, _ = carried_out(tmp_path, phones, {"one", "two"})
     assert sorted(on) == ["one", "two"]
     assert (outcome.status, outcome.failure_class) == (Status.FAILED, FailureClass.PRODUCT)
 
@@ -131,8 +143,26 @@ def test_after_a_crash_a_busy_phone_is_waited_for_and_tells(
 ) -> None:
     reboots(folder, "one")
     lease = acquire(phones[1].link.serial, Owner.this_process("other"), lease_dir=tmp_path / "leases")
-    threading.Timer(12.0, lease.release).start()  # long after "one" is back and free
-    outcome, on, bench = carried_out(tmp_path, phones)
+    again = threading.Event()
+
+    def say(_name: str, what: str) -> None:
+        if "trying again" in what:
+            again.set()
+
+    def back(link: PhoneLink) -> bool:
+        with suppress(InfraError):
+            return read_vitals(link).booted
+        return False
+
+    def release() -> None:
+        assert again.wait(HANG_S)
+        until(lambda: back(phones[0].link))  # "one" is back and free, and no phone to wait for
+        lease.release()
+
+    holder = threading.Thread(target=release)
+    holder.start()
+    outcome, on, bench = carried_out(tmp_path, phones, {"one"}, say=say)
+    holder.join()
     assert on == ["one", "two"]
     assert (outcome.status, outcome.phone) == (Status.PASSED, "two")
     assert strikes(bench, phones[0]) == ["CRASH"]

@@ -1,4 +1,7 @@
-"""Our scheduler under the real pytest-xdist: cells that sleep, phones that are names."""
+"""Our scheduler under the real pytest-xdist: phones are names, and cells wait for each other as a test wants it.
+
+What came after what is the order of the lines in one log, which all processes append to.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from events import HANG_S
 from sample_run import write_run
 
 from harness.conduct.jobs import learn
@@ -31,9 +35,7 @@ def pytest_xdist_make_scheduler(config, log):
     jobs = {name: Job(name, "S", seconds, artifact) for name, seconds, artifact in SETUP["cells"]}
     slots = [Slot(name, "S") for name in SETUP["phones"]]
     def ready(key):
-        if key and time.time() > SETUP["built"]:
-            return True
-        return not key
+        return not key or (HERE / "built").exists()
     def usable(phone):
         return not (HERE / f"{phone}.hot").exists()
     def lost(phone):
@@ -54,6 +56,11 @@ def once():
     yield
     line({"closed": os.getpid()})
 
+def ended():
+    log = HERE / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return {json.loads(line).get("ended") for line in lines if line.endswith("\\n")}
+
 def line(what):
     with (HERE / "log.jsonl").open("a") as log:
         log.write(json.dumps(what) + "\\n")
@@ -61,8 +68,8 @@ def line(what):
 @pytest.fixture
 def run_cell(request, once):
     def run(name, seconds):
-        start = time.time()
         phone = assigned_phone(HERE, name)
+        line({"cell": name, "phone": phone, "pid": os.getpid()})
         if name in SETUP["crash"] and not (HERE / "crashed").exists():
             (HERE / "crashed").touch()
             os._exit(9)
@@ -71,7 +78,11 @@ def run_cell(request, once):
         if name == SETUP.get("loses"):
             (HERE / f"{phone}.lost").touch()
         time.sleep(seconds)
-        line({"cell": name, "phone": phone, "start": start, "end": time.time(), "pid": os.getpid()})
+        while not ended().issuperset(SETUP["after"].get(name, [])):
+            time.sleep(0.02)
+        line({"ended": name})
+        if ended().issuperset(SETUP["builders"]):
+            (HERE / "built").touch()
     return run
 """
 TESTS = """
@@ -100,22 +111,39 @@ class Ran:
     def cells(self) -> list[dict]:
         return [line for line in self.lines if "cell" in line]
 
+    def began(self, cell: str) -> int:
+        """Where in the log."""
+        return next(number for number, line in enumerate(self.lines) if line.get("cell") == cell)
+
+    def ended(self, cell: str) -> int:
+        """Where in the log."""
+        return self.lines.index({"ended": cell})
+
 
 def xdist(folder: Path, cells: list[tuple[str, float, str]], phones: list[str], workers: int, **more: object) -> Ran:
+    """Runs cells (name, seconds, artifact) and a test that needs no phone.
+
+    Args:
+        after: cell → cells that have ended before it ends.
+        builders: cells with whose last end every artifact is built.
+        crash: cells whose worker dies.
+        heats: a cell whose phone is too hot from then on; `loses`: is lost.
+    """
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(TESTS)
-    setup = {"cells": cells, "phones": phones, "workers": workers, "built": 0, "crash": [], **more}
+    setup = {"cells": cells, "phones": phones, "workers": workers, "after": {}, "builders": [], "crash": [], **more}
     (folder / "setup.json").write_text(json.dumps(setup))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:harness.pytest_plugin"),
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "xdist.plugin"),
             *("-q", "-n", str(workers), "--rootdir", str(folder), "-c", os.devnull, str(folder / "test_it.py")),
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        # Starts cost less without whatever plugins are installed.
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     log = folder / "log.jsonl"
@@ -131,21 +159,21 @@ def test_each_cell_runs_once_and_each_phone_one_cell_at_a_time(tmp_path: Path) -
     assert sorted(line["cell"] for line in ran.cells) == sorted(name for name, *_ in cells)
     by_phone = defaultdict(list)
     for line in ran.cells:
-        by_phone[line["phone"]].append((line["start"], line["end"]))
+        by_phone[line["phone"]].append((ran.began(line["cell"]), ran.ended(line["cell"])))
     assert set(by_phone) == {"a", "b"}
     for spans in by_phone.values():
-        assert all(before[1] <= after[0] for before, after in zip(sorted(spans), sorted(spans)[1:], strict=False))
+        assert all(before[1] < after[0] for before, after in pairwise(sorted(spans)))
 
 
 def test_no_cell_waits_behind_a_long_one(tmp_path: Path) -> None:
     """xdist's own schedulers would have committed one to the worker with the long cell."""
-    cells = [("long", 3.0, ""), *((f"c{i}", 0.1, "") for i in range(8))]
-    ran = xdist(tmp_path, cells, ["a", "b"], workers=2)
-    (long,) = (line for line in ran.cells if line["cell"] == "long")
-    others = [line for line in ran.cells if line["cell"] != "long"]
-    assert len(others) == 8
-    assert all(line["phone"] != long["phone"] for line in others)
-    assert all(line["end"] < long["end"] for line in others)
+    others = [f"c{i}" for i in range(8)]
+    cells = [("long", 0.2, ""), *((name, 0.1, "") for name in others)]
+    ran = xdist(tmp_path, cells, ["a", "b"], workers=2, after={"long": others})
+    assert ran.status == 0, ran.output
+    phones = {line["cell"]: line["phone"] for line in ran.cells}
+    assert sorted(phones) == sorted([*others, "long"])
+    assert {phones[name] for name in others} == {"a", "b"} - {phones["long"]}
 
 
 def test_workers_end_well_when_told_to(tmp_path: Path) -> None:
@@ -167,25 +195,26 @@ def test_a_dead_worker_is_replaced_and_its_phone_goes_on(tmp_path: Path) -> None
     ran = xdist(tmp_path, cells, ["a"], workers=1, crash=["c2"])
     assert "1 failed, 6 passed" in ran.output, ran.output
     assert "crashed while running" in ran.output
-    assert {line["cell"] for line in ran.cells} == {"c0", "c1", "c3", "c4", "c5"}
+    assert {line["ended"] for line in ran.lines if "ended" in line} == {"c0", "c1", "c3", "c4", "c5"}
 
 
 def test_a_hot_phones_cells_go_to_another(tmp_path: Path) -> None:
-    cells = [("first", 0.2, ""), *((f"c{i}", 0.05, "") for i in range(6))]
-    ran = xdist(tmp_path, cells, ["a", "b"], workers=2, heats="first")
-    (first,) = (line for line in ran.cells if line["cell"] == "first")
-    after = [line for line in ran.cells if line["start"] > first["end"]]
-    assert "8 passed" in ran.output
-    assert all(line["phone"] != first["phone"] for line in after)
+    elsewhere_after_the_first(tmp_path, heats="first")
 
 
 def test_a_lost_phones_cells_go_to_another(tmp_path: Path) -> None:
-    cells = [("first", 0.2, ""), *((f"c{i}", 0.05, "") for i in range(6))]
-    ran = xdist(tmp_path, cells, ["a", "b"], workers=2, loses="first")
-    (first,) = (line for line in ran.cells if line["cell"] == "first")
-    after = [line for line in ran.cells if line["start"] > first["end"]]
-    assert "8 passed" in ran.output
-    assert after
+    elsewhere_after_the_first(tmp_path, loses="first")
+
+
+def elsewhere_after_the_first(folder: Path, **what: str) -> None:
+    """Whatever befalls the first cell's phone, the other has the rest; one cell runs there beside the first."""
+    rest = [f"c{i}" for i in range(6)]
+    cells = [("first", 0.2, ""), *((name, 0.05, "") for name in rest)]
+    ran = xdist(folder, cells, ["a", "b"], workers=2, after={name: ["first"] for name in rest}, **what)
+    assert "8 passed" in ran.output, ran.output
+    first = ran.cells[[line["cell"] for line in ran.cells].index("first")]
+    after = [line for line in ran.cells if ran.began(line["cell"]) > ran.ended("first")]
+    assert len(after) >= 5
     assert {line["phone"] for line in after} == {"a", "b"} - {first["phone"]}
 
 
@@ -197,12 +226,13 @@ def test_cells_that_no_phone_is_left_for_reach_a_worker_and_the_run_ends(tmp_pat
 
 
 def test_cells_wait_for_their_artifact_without_holding_a_phone(tmp_path: Path) -> None:
-    built = time.time() + 6
-    cells = [("late", 0.05, "key"), *((f"c{i}", 0.05, "") for i in range(4))]
-    ran = xdist(tmp_path, cells, ["a"], workers=1, built=built)
-    starts = {line["cell"]: line["start"] for line in ran.cells}
-    assert starts["late"] >= built
-    assert all(starts[f"c{i}"] < starts["late"] for i in range(4))
+    """It is the longest and would be the first; its artifact is there once the others have run on the one phone."""
+    others = [f"c{i}" for i in range(4)]
+    cells = [("late", 0.1, "key"), *((name, 0.05, "") for name in others)]
+    ran = xdist(tmp_path, cells, ["a"], workers=1, builders=others)
+    assert ran.status == 0, ran.output
+    assert [line["cell"] for line in ran.cells][-1] == "late"
+    assert sorted(line["cell"] for line in ran.cells) == sorted([*others, "late"])
 
 
 def test_earlier_runs_teach_durations_phones_and_what_lies_where(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from farm_rack import link_to, processes
+from events import HANG_S, NEVER_S, until
+from farm_rack import NAPS, link_to, processes
 from runtime_fixtures import ToyHtp, toy_info
 from toy_runner import AR, CONTEXT
 
+from harness.conduct.speed_witness import Witnessed, speed_check
 from harness.errors import ConfigError, CrashError, FailureClass, HarnessError, InfraError, ProductError
 from harness.evaluate import phone_scorer
 from harness.evaluate.phone_scorer import PhoneScorer
@@ -43,7 +46,7 @@ from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
 from harness.toolchain.environment import find_toolchain
 
-LIMIT_S = 300.0
+LIMIT_S = HANG_S
 TOY = Path(__file__).with_name("toy_runner.py")
 
 
@@ -61,16 +64,26 @@ def rack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RackState]:
 def link(rack: RackState) -> Iterator[PhoneLink]:
     """The phone; a test that leaves a process or a folder on it fails."""
     phone = link_to(rack, "s24")
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     yield phone
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     left = processes(phone, "x_serve"), phone.must(f"ls {RUN} 2>/dev/null | wc -l").stdout.strip()
     sweep(phone)
     assert left == ([], "0")
 
 
-def later(seconds: float, action: Callable[[], object]) -> None:
-    threading.Timer(seconds, action).start()
+@contextmanager
+def once(ready: Callable[[], object], action: Callable[[], object]) -> Iterator[None]:
+    """Acts beside the block, as soon as it is so."""
+
+    def act() -> None:
+        until(ready)
+        action()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    yield
+    thread.join()
 
 
 # ---- adb's shell with stdin ---------------------------------------------------------------------------------------
@@ -94,15 +107,17 @@ def test_a_stream_ends_with_its_command_its_time_or_its_phone(link: PhoneLink, r
         stream.send(b"x" * 1_000_000, deadline)  # nobody reads that any more
         assert (bytes(stream.stdout), stream.exit_status) == (b"word\n", 0)
     with link.open_shell("head -c 5000 /dev/zero; cat", limit=1000) as stream:
+        while len(stream.stdout) < 1000:
+            stream.read(deadline)
         with pytest.raises(AdbTimeout):
             stream.wait(time.monotonic() + 0.5)
         assert len(stream.stdout) == 1000
-    with link.open_shell("exec sleep 100") as stream:
-        later(0.3, lambda: tell(Path(rack.phones[0].root), "drop"))
-        with pytest.raises(AdbLost):
+    with link.open_shell(f"exec sleep 3600{NAPS}") as stream:
+        drop = once(lambda: processes(link, f"sleep 3600{NAPS}"), lambda: tell(Path(rack.phones[0].root), "drop"))
+        with drop, pytest.raises(AdbLost):
             stream.send(b"x" * 100_000_000, deadline)
-    link.wait_ready(30)
-    for line in processes(link, "sleep 100"):
+    link.wait_ready(HANG_S)
+    for line in processes(link, f"sleep 3600{NAPS}"):
         link.must(["kill", line.split()[1]])
 
 
@@ -121,7 +136,7 @@ def toy(
     spec = resident_spec(
         payload, run_id="toy", number=number, decoder_version="llama2", eval_mode=1, timeout_s=timeout_s
     )
-    return Resident(link, deployed, spec, return_s=60)
+    return Resident(link, deployed, spec, return_s=HANG_S)
 
 
 WINDOWS = [Window((1, 2, 3, 4, 5), (2, 3, 4, 5, 6)), Window((7,), (8,)), Window((3,) * CONTEXT, (4,) * CONTEXT)]
@@ -153,6 +168,9 @@ def test_many_requests_to_one_process(link: PhoneLink, tmp_path: Path) -> None:
         assert again.tokens == generate(session, [1], seq_len=9, choose=greedy).tokens
         assert (reply.prefill_steps, reply.decode_steps, reply.stopped) == (1, 2, False)
         assert reply.ttft_ms > 0
+        assert 0 < reply.ttft_ms + reply.decode_ms <= reply.host_ms
+        assert [claim.place for claim in resident.claims] == [f"of a prompt of {count}" for count in (3, 3, 1)]
+        assert speed_check("toy", [Witnessed(resident.claims)]).verdict == "PASSED"
         assert resident.requests == 26
         assert len(processes(link, "x_serve")) == 1
     assert seen == [(3, 3)] * 20
@@ -221,6 +239,31 @@ def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path:
         StockScorer(link, resident._deployed, Payload((), "r", "m", "t"), info, run_id="x", decoder_version="llama2")
 
 
+def test_an_answer_that_is_no_number_is_the_products_fault(link: PhoneLink, tmp_path: Path) -> None:
+    script = f"""#!{sys.executable}
+import os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from harness.frames import HEADER_SIZE, PROTOCOL
+def say(text):
+    sys.stdout.buffer.write(len(text).to_bytes(HEADER_SIZE, "big") + text.encode()); sys.stdout.buffer.flush()
+say('{{"op": "ready", "protocol": %d, "mode": "kv", "context": 16, "ar_len": {{"kv_forward": 1}}, "vocab": 13, '
+    '"soc": null, "bos": 1, "eos": 2, "load_ms": 1.0, "peak_rss_kib": 1}}' % PROTOCOL)
+os.read(0, 65536)
+say('{{"id": 1, "ok": true, "windows": [{{"logprobs": [-1.0, NaN], "greedy": [true, true], '
+    '"steps": 2, "seconds": 0}}]}}')
+os.read(0, 65536)
+say('{{"id": 2, "ok": true}}')
+"""
+    path = tmp_path / "nan.py"
+    path.write_text(script)
+    deployed = deploy(link, [PayloadFile(path, "qnn_llama_runner", executable=True)])
+    spec = SessionSpec("nan", 1, "qnn_llama_runner", ("--x_serve",), timeout_s=LIMIT_S)
+    words = r"nan for windows\.0\.logprobs\.1"
+    with Resident(link, deployed, spec) as resident, pytest.raises(ProductError, match=words) as caught:
+        PhoneScorer(resident, "kv").score([Window((1, 2), (2, 3))])
+    assert caught.value.where.endswith("qnn_llama_runner: score")
+
+
 def test_a_refused_request_does_not_end_it(link: PhoneLink, tmp_path: Path) -> None:
     with toy(link, tmp_path, 3, fail_at=2) as resident:
         with pytest.raises(ConfigError, match="outside the vocabulary") as refused:
@@ -245,6 +288,14 @@ READY = (
 )
 
 
+NO_ANSWER = "had not answered"
+
+
+def limit_for(words: str) -> float:
+    """A short limit for what never answers, else one that only ends what hangs."""
+    return 2.0 if words == NO_ANSWER else LIMIT_S
+
+
 def frame(text: str) -> str:
     size = "".join(f"\\{byte:03o}" for byte in len(text).to_bytes(4, "big"))
     return f"printf {shlex.quote(size)}; printf %s {shlex.quote(text)}; "
@@ -262,13 +313,13 @@ def frame(text: str) -> str:
         (frame('{"op":"hello"}') + "exec sleep 99", FailureClass.PRODUCT, "first word"),
         (frame('{"op":"ready","protocol":2}') + "exec sleep 99", FailureClass.PRODUCT, "not ready with protocol 1"),
         (frame('{"op":"ready","protocol":1}') + "exec sleep 99", FailureClass.PRODUCT, "another form"),
-        ("sleep 98 & exec sleep 99", FailureClass.PRODUCT, "had not answered after"),
+        ("sleep 98 & exec sleep 99", FailureClass.PRODUCT, NO_ANSWER),
     ],
 )
 def test_what_is_no_runner(
     link: PhoneLink, tmp_path: Path, script: str, failure_class: FailureClass, words: str
 ) -> None:
-    with pytest.raises(HarnessError) as caught, toy(link, tmp_path, 5, script + "\n", timeout_s=2):
+    with pytest.raises(HarnessError) as caught, toy(link, tmp_path, 5, script + "\n", limit_for(words)):
         pytest.fail("it is not ready")
     assert caught.value.failure_class is failure_class
     assert words in caught.value.what
@@ -282,14 +333,14 @@ def test_what_is_no_runner(
     [
         ("head -c 5 >/dev/null; " + frame('{"id":7,"ok":true}') + "exec sleep 99", "answered request 7 instead of 1"),
         ("head -c 5 >/dev/null; echo late >&2; exit 9", "status 9"),
-        ("exec sleep 99", "had not answered"),
+        ("exec sleep 99", NO_ANSWER),
     ],
 )
 def test_a_runner_that_goes_astray(link: PhoneLink, tmp_path: Path, after: str, words: str) -> None:
     with toy(link, tmp_path, 6, frame(READY) + after) as resident:
         for _ in range(2):
             with pytest.raises(ProductError, match=words) as caught:
-                resident.request("score", timeout_s=2)
+                resident.request("score", timeout_s=limit_for(words))
             assert not resident.alive
     if "late" in after:
         assert "late" in caught.value.evidence
@@ -307,10 +358,7 @@ def test_the_end_of_the_connection_ends_the_runner(link: PhoneLink, tmp_path: Pa
     resident.__enter__()
     assert len(processes(link, "x_serve")) == 1
     resident._close()  # what the kernel does for a host that dies
-    deadline = time.monotonic() + 30
-    while processes(link, "x_serve"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not processes(link, "x_serve"))
     assert sweep(link).removed
 
 
@@ -318,7 +366,7 @@ def test_the_end_of_the_connection_ends_the_runner(link: PhoneLink, tmp_path: Pa
 
 
 def test_a_request_that_takes_too_long_ends_it(link: PhoneLink, tmp_path: Path) -> None:
-    with toy(link, tmp_path, 9, step_s=5) as resident:
+    with toy(link, tmp_path, 9, stuck_at=1) as resident:
         with pytest.raises(ProductError, match=r"had not answered after \S+ s and was ended"):
             resident.generate([1], max_new=9, timeout_s=0.5)
         assert processes(link, "x_serve") == []
@@ -343,24 +391,23 @@ def test_what_ends_it_amid_a_request(
         else:
             tell(Path(rack.phones[0].root), what)
 
-    with toy(link, tmp_path, 10, step_s=5) as resident:
-        later(0.3, act)
-        with pytest.raises(kind, match=words) as caught:
+    stuck = f"{RUN}/toy-10/stuck"
+    with toy(link, tmp_path, 10, stuck_at=1) as resident:
+        amid = once(lambda: link.shell(["ls", stuck]).exit_status == 0, act)
+        with amid, pytest.raises(kind, match=words) as caught:
             resident.generate([1], max_new=9, timeout_s=LIMIT_S)
     assert classify_exception(caught.value).failure_class is kind.failure_class
 
 
 def test_a_phone_that_does_not_come_back_is_infrastructure(link: PhoneLink, rack: RackState, tmp_path: Path) -> None:
-    resident = toy(link, tmp_path, 11, step_s=0.5)
+    resident = toy(link, tmp_path, 11, stuck_at=1)
     resident._return_s = 0.5
     with resident:
-        tell(Path(rack.phones[0].root), "away 4")
+        tell(Path(rack.phones[0].root), f"away {NEVER_S}")
         with pytest.raises(InfraError):
             resident.generate([1], max_new=9, timeout_s=LIMIT_S)
-    link.wait_ready(30)
-    deadline = time.monotonic() + 30
-    while processes(link, "x_serve") and time.monotonic() < deadline:
-        time.sleep(0.1)
+    tell(Path(rack.phones[0].root), "back")
+    link.wait_ready(HANG_S)
     sweep(link)  # the phone was not there to be cleaned
 
 
@@ -464,11 +511,12 @@ def test_the_simulator_is_ended_with_it(
 ) -> None:
     payload, deployed = real
     limit = 1.0 if what == "time" else LIMIT_S
-    windows = [{"input": [1] * 120, "target": [1] * 120}]
+    windows = [{"input": [1] * 120, "target": [1] * 120}] * 50  # minutes, if nothing ends it
     with Resident(link, deployed, real_spec(payload, 3)) as resident:
-        if what == "kill":
-            later(1, lambda: link.must(f"kill -9 $(cut -d' ' -f1 {RUN}/real-3/pid)"))
-        elif what == "reboot":
-            later(1, lambda: tell(Path(rack.phones[0].root), "reboot"))
-        with pytest.raises(kind, match=words):
+        acts = {
+            "kill": lambda: link.must(f"kill -9 $(cut -d' ' -f1 {RUN}/real-3/pid)"),
+            "reboot": lambda: tell(Path(rack.phones[0].root), "reboot"),
+            "time": lambda: None,
+        }
+        with once(lambda: True, acts[what]), pytest.raises(kind, match=words):
             resident.request("score", graph="kv", windows=windows, timeout_s=limit)

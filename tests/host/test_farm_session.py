@@ -6,13 +6,13 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import farm_rack
 import pytest
-from farm_rack import GOOD_RUNNER, HANGING_RUNNER, OBSERVER, deploy_runner, link_to, processes, session
+from events import HANG_S, until, within_some_limit
+from farm_rack import GOOD_RUNNER, HANGING_RUNNER, NAPS, OBSERVER, OWN, deploy_runner, link_to, processes, session
 
 from harness.errors import ConfigError, EnvError, FailureClass, InfraError
 from harness.farm.connect import AdbServer, PhoneLink
@@ -20,14 +20,16 @@ from harness.farm.deploy import deploy, free_bytes
 from harness.farm.failures import classify
 from harness.farm.identity import attach, boot_id, identify, survey
 from harness.farm.lease import Owner, acquire
+from harness.farm.moments import BEGINS, ENDS, FIRST_TOKEN, ROUND_TRIPS, Moments
 from harness.farm.payload import PayloadFile, sim_payload
 from harness.farm.recover import leased, sweep
-from harness.farm.session import SessionSpec, prompt_flags, run_session
+from harness.farm.session import SessionResult, SessionSpec, prompt_flags, run_session
 from harness.farm.shell import AdbFailure, AdbLost, AdbTimeout
 from harness.farm.workspace import BOOT_ID, RECORD_PID, RUN, START_OF, STORE
 from harness.inventory import Inventory, Phone, load_inventory
 from harness.paths import REPOSITORY
 from harness.rack.manage import RackState
+from harness.rack.phone import tell
 from harness.soc import PHONE_KINDS, SOCS
 
 
@@ -41,9 +43,9 @@ def rack(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
 @pytest.fixture
 def link(rack: RackState) -> Iterator[PhoneLink]:
     phone = link_to(rack, "s24")
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     yield phone
-    phone.wait_ready(30)
+    phone.wait_ready(HANG_S)
     sweep(phone)
     phone.must(["rm", "-rf", STORE])
     assert phone.must(f"ls {RUN} 2>/dev/null | wc -l").stdout.strip() == "0"
@@ -69,10 +71,13 @@ def test_a_failed_command_says_all(link: PhoneLink) -> None:
 
 
 def test_the_time_limit_holds_for_a_command_that_keeps_printing(link: PhoneLink) -> None:
-    with pytest.raises(AdbTimeout) as caught:
-        link.shell("while :; do echo on; sleep 0.05; done", timeout_s=0.5)
-    assert caught.value.stdout.startswith("on\n")
-    for line in processes(link, "while :"):
+    def printed(limit_s: float) -> str:
+        with pytest.raises(AdbTimeout) as caught:
+            link.shell(f"while : {OWN}; do echo on; sleep 0.05; done", timeout_s=limit_s)
+        return caught.value.stdout
+
+    assert within_some_limit(printed).startswith("on\n")
+    for line in processes(link, f"while : {OWN}"):
         link.shell(["kill", "-9", line.split()[1]])  # it may just have ended by itself: nobody reads what it prints
 
 
@@ -91,6 +96,22 @@ def test_an_unknown_serial(rack: RackState, tmp_path: Path) -> None:
     with pytest.raises(AdbFailure) as caught:
         link.push(tmp_path / "f", "/data/local/tmp/f")
     assert "nosuch" in caught.value.stderr
+
+
+def test_a_session_says_when_its_lines_arrived_and_what_adb_takes(link: PhoneLink, tmp_path: Path) -> None:
+    lines = [words.decode() for words in (BEGINS, FIRST_TOKEN, ENDS)]
+    script = "#!/bin/sh\n" + "".join(f"echo 'I 00:00 executorch:x.cpp:1] {line} 3' >&2; sleep 0.2\n" for line in lines)
+    result = run_session(link, deploy_runner(link, tmp_path, script), session(1), tmp_path)
+    seen = result.moments
+    assert seen.begins is not None
+    assert seen.first_token is not None
+    assert seen.ends is not None
+    assert 0 < seen.begins < seen.first_token < seen.ends < result.seconds * 1000
+    assert len(result.round_trips) == 2 * ROUND_TRIPS
+    assert min(result.round_trips) > 0
+    # Half a line, and what only standard output holds, is not seen.
+    script = f"#!/bin/sh\necho '{lines[0]}'\nprintf '{lines[2]}' >&2\n"
+    assert run_session(link, deploy_runner(link, tmp_path, script), session(2), tmp_path).moments == Moments()
 
 
 def test_identify(rack: RackState, link: PhoneLink) -> None:
@@ -251,7 +272,6 @@ def test_a_good_session(link: PhoneLink, tmp_path: Path) -> None:
         prompt_flags(prompts),
         outputs=("outputs.txt", "inference_speed.txt"),
         inputs=(PayloadFile(tmp_path / "in", "input.json"),),
-        timeout_s=30,
     )
     result = run_session(link, deployed, spec, tmp_path / "out")
     assert classify(result) is None
@@ -289,25 +309,21 @@ def test_sessions_that_do_not_count(
 
 def test_the_time_limit_ends_the_runner_and_its_children_on_the_phone(link: PhoneLink, tmp_path: Path) -> None:
     deployed = deploy_runner(link, tmp_path, HANGING_RUNNER)
-    seen: list[list[str]] = [[]]
 
-    def watch() -> None:
-        # Until the runner and its child are there: how soon that is depends on the machine.
-        for _ in range(40):
-            if len(seen[0]) < 2:
-                seen[0] = processes(link, "sleep 30")
-                time.sleep(0.1)
+    def begun(limit_s: float) -> SessionResult | None:
+        try:
+            found = run_session(link, deployed, session(2, timeout_s=limit_s), tmp_path / "out")
+        except AdbTimeout:  # it had not even begun
+            return None
+        return found if found.stdout else None
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    result = run_session(link, deployed, session(2, timeout_s=6), tmp_path / "out")
-    watcher.join()
-    assert len(seen[0]) == 2
+    result = within_some_limit(begun)
+    assert result
     assert result.timed_out
     assert result.exit_status is None
     assert result.stdout == "started\n"
-    assert processes(link, "sleep 30") == []
-    assert processes(link, "test-2/qnn_llama_runner") == []  # without namespaces other racks' runners are seen too
+    assert processes(link, NAPS) == []
+    assert processes(link, f"test{OWN}-2/qnn_llama_runner") == []
     found = classify(result)
     assert found
     assert found.failure_class is FailureClass.PRODUCT
@@ -315,13 +331,13 @@ def test_the_time_limit_ends_the_runner_and_its_children_on_the_phone(link: Phon
 
 
 def test_a_reboot_in_a_session_is_a_crash(link: PhoneLink, tmp_path: Path) -> None:
-    deployed = deploy_runner(link, tmp_path, "#!/bin/sh\necho going\nreboot\nsleep 60\n")
-    result = run_session(link, deployed, session(3), tmp_path / "out", return_s=60)
+    deployed = deploy_runner(link, tmp_path, "#!/bin/sh\necho going\nreboot\nsleep 600\n")
+    result = run_session(link, deployed, session(3), tmp_path / "out", return_s=HANG_S)
     assert result.boot_id_before != result.boot_id_after
     found = classify(result)
     assert found
     assert found.failure_class is FailureClass.CRASH
-    assert deploy_runner(link, tmp_path, "#!/bin/sh\necho going\nreboot\nsleep 60\n").pushed == ()
+    assert deploy_runner(link, tmp_path, "#!/bin/sh\necho going\nreboot\nsleep 600\n").pushed == ()
 
 
 def test_a_lost_connection_is_infrastructure_and_leaves_nothing(
@@ -329,21 +345,20 @@ def test_a_lost_connection_is_infrastructure_and_leaves_nothing(
 ) -> None:
     deployed = deploy_runner(link, tmp_path, HANGING_RUNNER)
     (phone,) = (phone for phone in rack.phones if phone.name == "s24")
-    pull_cable = threading.Timer(0.7, lambda: (Path(phone.root) / "dev/htpfarm-control").write_text("drop"))
-    pull_cable.start()
+
+    def pull_cable() -> None:
+        until(lambda: len(processes(link, NAPS)) == 2)
+        tell(Path(phone.root), "drop")
+
+    hand = threading.Thread(target=pull_cable)
+    hand.start()
     with pytest.raises(AdbLost):
-        run_session(link, deployed, session(4), tmp_path / "out", return_s=60)
-    assert processes(link, "sleep 30") == []
+        run_session(link, deployed, session(4), tmp_path / "out", return_s=HANG_S)
+    hand.join()
+    assert processes(link, NAPS) == []
 
 
-GONE = f"{RECORD_PID}; cd /; exec sleep 304"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+GONE = f"{RECORD_PID}; cd /; exec sleep 304{NAPS}"
 
 
 DYING = """
@@ -358,33 +373,33 @@ from harness.farm.session import run_session
 link = AdbServer("127.0.0.1", int(sys.argv[2])).link(sys.argv[3])
 folder = Path(sys.argv[4])
 with leased(link, Owner.this_process("dying"), lease_dir=folder / "leases"):
-    run_session(link, deploy_runner(link, folder, HANGING_RUNNER), session(5, timeout_s=60), folder)
+    run_session(link, deploy_runner(link, folder, HANGING_RUNNER), session(5, timeout_s=600), folder)
 """
 
 
 def test_what_a_killed_run_left_is_swept(rack: RackState, link: PhoneLink, tmp_path: Path) -> None:
     argv = [sys.executable, "-c", DYING, str(Path(__file__).parent), str(rack.adb_port), link.serial, str(tmp_path)]
     with subprocess.Popen(argv, cwd=REPOSITORY) as process:
-        wait_for(lambda: len(processes(link, "sleep 30")) == 2)
+        until(lambda: len(processes(link, NAPS)) == 2)
         with pytest.raises(InfraError, match="no phone is free"):
             acquire(link.serial, Owner.this_process("next"), lease_dir=tmp_path / "leases")
         process.kill()
-    assert len(processes(link, "sleep 30")) == 2, "the runner outlives its host, as on a phone"
+    assert len(processes(link, NAPS)) == 2, "the runner outlives its host, as on a phone"
     # Strangers that have the number of a pid file, but not its start or its boot, must live.
     link.must(
-        f"{START_OF} mkdir -p {RUN}/old-1 {RUN}/old-2; cd /data; nohup sleep 303 >/dev/null 2>&1 & "
+        f"{START_OF} mkdir -p {RUN}/old-1 {RUN}/old-2; cd /data; nohup sleep 303{NAPS} >/dev/null 2>&1 & "
         f"echo $! 1 $(cat {BOOT_ID}) > {RUN}/old-1/pid; echo $! $(start_of $!) x > {RUN}/old-2/pid"
     )
     # A recorded process that has left its folder must not.
     link.must(f"mkdir {RUN}/old-3; (cd {RUN}/old-3; exec sh -c {shlex.quote(GONE)}) >/dev/null 2>&1 &")
-    wait_for(lambda: len(processes(link, "sleep 304")) == 1)
+    until(lambda: len(processes(link, f"sleep 304{NAPS}")) == 1)
     link.must(f"mkdir -p {STORE}/0; echo x > {STORE}/0/.m.1.part; echo y > {STORE}/0/keep")
     with leased(link, Owner.this_process("next"), lease_dir=tmp_path / "leases") as (lease, report):
         assert lease.held
     assert len(report.killed) == 4  # the script and its two children, and the one that left
     removed = {path[path.index(RUN.removesuffix("/run")) :] for path in report.removed}
-    assert removed == {*(f"{RUN}/old-{n}" for n in (1, 2, 3)), f"{RUN}/test-5", f"{STORE}/0/.m.1.part"}
-    (stranger,) = processes(link, "sleep 30")
+    assert removed == {*(f"{RUN}/old-{n}" for n in (1, 2, 3)), f"{RUN}/test{OWN}-5", f"{STORE}/0/.m.1.part"}
+    (stranger,) = processes(link, NAPS)
     assert "sleep 303" in stranger
     assert link.must(["cat", f"{STORE}/0/keep"]).stdout == "y\n"
     assert not sweep(link)
@@ -396,6 +411,6 @@ def test_the_launcher_reaches_the_phones_runner(link: PhoneLink, tmp_path: Path)
     (tmp_path / "tok.bin").write_bytes(b"x")
     payload = sim_payload(tmp_path / "m.pte", tmp_path / "tok.bin", folder=tmp_path)
     deployed = deploy(link, payload.files)
-    spec = SessionSpec("r", 1, payload.runner, ("--model_path", payload.model, "--prompt", "a b"), timeout_s=30)
+    spec = SessionSpec("r", 1, payload.runner, ("--model_path", payload.model, "--prompt", "a b"))
     result = run_session(link, deployed, spec, tmp_path)
     assert (result.exit_status, result.stdout) == (0, "got --model_path m.pte --prompt a b\n")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sample_models import TINY, make_model
 
-from harness.gates import GATES, OLDER_HTP, Verdict, Version, dotted, judge, judge_all, judge_phone
+from harness.gates import GATES, OLDER_HTP, Gate, Site, Verdict, Version, dotted, judge, judge_all, judge_phone
 from harness.inventory import Phone
 from harness.matrix import Cell, Mode, Target, cells
 from harness.soc import PHONE_KINDS, SOCS
@@ -81,6 +81,8 @@ def test_a_recipe_that_the_architecture_refuses_is_not_advised(tmp_path: Path) -
     verdict = judge(cell(tmp_path, Mode.KV, "SM8450", needs={"kv_bits": 16}, params=params), Target.SIM)
     assert "16a4w_kv8, then 16a4w_kv8_mixed" in verdict.remedy
     assert "spin" not in verdict.remedy
+    lpbq = judge(cell(tmp_path, Mode.KV, "SM8350", needs={"lpbq": True}, params=params), Target.SIM)
+    assert (lpbq.gate, lpbq.remedy) == ("lpbq", verdict.remedy)
 
 
 def test_where_no_recipe_helps_that_is_the_first_thing_said(tmp_path: Path) -> None:
@@ -174,6 +176,157 @@ def test_a_mode_the_model_does_not_list(tmp_path: Path, target: Target) -> None:
     assert verdict.reason == "tiny lists the modes kv, hybrid, not lookahead"
     assert "kv, hybrid" in verdict.remedy
     assert "tiny.yaml" in verdict.source
+
+
+README = 'ExecuTorch, examples/qualcomm/oss_scripts/llama/README.md, "HTP Minimum Version Requirements"'
+RULES = "ExecuTorch, backends/qualcomm/quantizer/annotators/htp_rules.py, "
+NEWER = "install the pinned onnxruntime-qnn, or point QNN_SDK_ROOT at a QAIRT SDK that is new enough; or a recipe with "
+RECIPES = (
+    "give the model's file a recipe for older HTPs, tried in the order of ExecuTorch's advice: recipe: "
+    "16a4w_kv8, then 16a4w_kv8_spin, then 16a4w_kv8_mixed"
+)
+
+
+def test_a_cell_that_every_gate_stops_hears_them_all_in_order(tmp_path: Path) -> None:
+    asks = cell(
+        tmp_path,
+        Mode.LOOKAHEAD,
+        "SM8350",
+        modes=["kv", "hybrid"],
+        needs={"lpbq": True, "kv_bits": 16, "masked_softmax": True, "r3": True},
+        lengths={"prefill_ar_len": 16},
+    )
+    params = asks.model.params.model_copy(update={"final_logit_softcapping": 30.0})
+    asks = replace(asks, model=replace(asks.model, params=params))
+    found = judge_all(asks, Target.ANDROID, (2, 34), simulated=True)
+    assert not any(verdict.run for verdict in found)
+    assert found[0] == judge(asks, Target.ANDROID, (2, 34), simulated=True)
+    assert [(verdict.gate, verdict.reason) for verdict in found] == [
+        ("mode", "tiny lists the modes kv, hybrid, not lookahead"),
+        ("lpbq", "SM8350 is V68; block-wise quantised weights (LPBQ) needs V69"),
+        ("kv16", "SM8350 is V68; 16-bit KV cache (matmul of 16-bit by 16-bit) needs V73"),
+        ("weight_sharing", "SM8350 is V68; weight sharing between prefill and decode needs V73"),
+        ("masked_softmax", "the QNN libraries are 2.34; masked softmax needs 2.35"),
+        ("hadamard", "the QNN libraries are 2.34; SpinQuant's R3 as a Hadamard op needs 2.47"),
+        (
+            "softcap16",
+            "capped logits (tanh times a number) of 16 tokens a step: "
+            "the compiler takes it, and half of the rows come out wrong",
+        ),
+        (
+            "simulator",
+            "the phone is virtual; its simulator refuses a .pte made for phones (weight sharing, shared buffers)",
+        ),
+    ]
+    assert {verdict.gate: verdict.remedy for verdict in found} == {
+        "mode": "choose from kv, hybrid, or add lookahead to modes in the model's file if it is meant to work",
+        "lpbq": RECIPES,
+        "kv16": RECIPES,
+        "weight_sharing": "use kv mode (--modes kv), which has one graph and shares nothing",
+        "masked_softmax": f"{NEWER}masked_softmax: false",
+        "hadamard": f"{NEWER}spinquant: {{r3: false}}",
+        "softcap16": "another AR length: --prefill-ar-len other than 16, "
+        "or in lookahead window and gcap of 8 (32 tokens)",
+        "simulator": "build for the simulator (--target sim), or use a phone",
+    }
+    sources = {verdict.gate: verdict.source for verdict in found}
+    assert sources["mode"] == "tiny.yaml, modes"
+    assert sources["lpbq"] == f"{README}; {RULES}validate_lpbq_support"
+    assert sources["kv16"] == f"{README}; {RULES}validate_16a16w_support"
+    assert sources["weight_sharing"] == README
+    assert sources["masked_softmax"].startswith("ExecuTorch, examples/qualcomm/oss_scripts/llama/wrappers/base_comp")
+    assert sources["hadamard"].startswith("ExecuTorch, backends/qualcomm/_passes/recompose_hadamard.py")
+    assert sources["softcap16"].startswith("gates --probe: the simulator's numbers against torch's")
+    assert "Fail to create context from binary with err 1000" in sources["simulator"]
+
+
+def test_the_first_gate_says_what_no_recipe_helps_against(tmp_path: Path) -> None:
+    params = TINY["params"] | {"norm_type": "layernorm"}
+    verdict = judge(cell(tmp_path, Mode.KV, "SM8450", params=params), Target.SIM)
+    assert verdict.reason == ("SM8450 is V69; LayerNorm with 16-bit activations (its weights become 16-bit) needs V73")
+    assert verdict.remedy.startswith("no recipe has narrower activations: take a phone of V73 or newer")
+    assert verdict.source.startswith("the compiler (gates --probe): incorrect Value 69, expected >= 73")
+
+
+def test_a_virtual_phone_is_called_by_its_name(tmp_path: Path) -> None:
+    asks = replace(cell(tmp_path, Mode.KV, "SM8650"), phone="s24")
+    assert judge(asks, Target.ANDROID, simulated=True).reason.startswith("s24 is virtual; its simulator refuses")
+
+
+def test_what_is_only_to_be_compiled_is_judged_without_a_simulator_and_without_versions(tmp_path: Path) -> None:
+    assert Site(Target.ANDROID) == Site(Target.ANDROID, qnn=None, simulated=False)
+    asks = cell(tmp_path, Mode.KV, "SM8650", needs={"masked_softmax": True, "r3": True})
+    assert judge_all(asks, Target.ANDROID) == ()
+    assert judge(asks, Target.ANDROID) == Verdict(run=True, gate="", reason="", remedy="", source="")
+
+
+def test_no_cell_is_stopped_by_what_executorch_does_by_itself(tmp_path: Path) -> None:
+    (gate,) = (gate for gate in GATES if gate.name == "embedding")
+    assert gate.needs == "QNN 2.48"
+    assert "cells run" in gate.remedy
+    for mode in Mode:
+        assert judge_all(cell(tmp_path, mode, "SM8650"), Target.SIM, (2, 30)) == ()
+
+
+def made(**changes: Any) -> Gate:
+    values = {"name": "x", "feature": "it", "uses": lambda _cell, _target: True, "remedy": "none", "source": "here"}
+    return Gate(**(values | changes))
+
+
+def test_what_a_gate_takes() -> None:
+    assert {gate.name: gate.needs for gate in GATES} == {
+        "layernorm": "V73",
+        "lpbq": "V69",
+        "kv16": "V73",
+        "weight_sharing": "V73",
+        "masked_softmax": "QNN 2.35",
+        "hadamard": "QNN 2.47",
+        "embedding": "QNN 2.48",
+        "softcap16": "a mended compiler",
+        "simulator": "a phone",
+    }
+    assert made().needs == ""
+    assert (
+        made(least=73, qnn=(2, 35), simulator=False, fault="wrong").needs == "V73, QNN 2.35, a phone, a mended compiler"
+    )
+
+
+def test_a_gate_names_the_first_thing_that_is_missing(tmp_path: Path) -> None:
+    old, new = cell(tmp_path, Mode.KV, "SM8450"), cell(tmp_path, Mode.KV, "SM8550")  # V69, V73
+    gate = made(least=73, qnn=(2, 35), simulator=False, fault="wrong numbers")
+    virtual = Site(Target.SIM, (2, 34), simulated=True)
+    assert gate.lack(old, virtual) == "SM8450 is V69; it needs V73"
+    assert gate.lack(new, virtual) == "the QNN libraries are 2.34; it needs 2.35"
+    assert gate.lack(new, replace(virtual, qnn=(2, 35))) == "the phone is virtual; its simulator refuses it"
+    assert gate.lack(new, replace(virtual, qnn=None)) == "the phone is virtual; its simulator refuses it"
+    assert gate.lack(new, Site(Target.SIM, (2, 36))) == "it: wrong numbers"
+    assert replace(gate, fault="").lack(new, Site(Target.SIM, (2, 36))) == ""
+    assert made().lack(old, virtual) == ""
+    assert made(qnn=(2, 35)).lack(new, replace(virtual, qnn=(1, 99))) == "the QNN libraries are 1.99; it needs 2.35"
+
+
+def test_versions_in_words() -> None:
+    assert dotted((2, 48)) == "2.48"
+
+
+def test_a_phone_without_a_chipset_says_what_it_is_judged_by() -> None:
+    exynos = phone("galaxy_s24_exynos", None)
+    verdict = judge_phone(exynos)
+    assert verdict.reason == "ro.soc.model is s5e9945, a Samsung Exynos: it has no Hexagon HTP"
+    assert verdict.remedy.startswith("take the phone off the rack, or one that has a Snapdragon in its place")
+    assert "recognise" in verdict.source
+    assert "found by ro.soc.model" in verdict.source
+    # A probe's word goes before what the kind would say.
+    assert judge_phone(exynos, "it said so") == replace(verdict, reason="it said so")
+    assert judge_phone(phone(None, None), "it said so") == replace(verdict, reason="it said so")
+    assert judge_phone(phone(None, "SM8450"), "it said so") == Verdict(run=True)
+    # A kind that tells no chipset is known by its model's name.
+    kind = replace(PHONE_KINDS["galaxy_s24_exynos"], soc="")
+    assert "this model is sold with an Exynos" in judge_phone(replace(exynos, virtual=kind)).reason
+    unasked = judge_phone(phone(None, None))
+    assert (unasked.run, unasked.gate, unasked.source) == (False, "phone", verdict.source)
+    assert unasked.reason == "the file does not say its chipset, and no phone was asked"
+    assert unasked.remedy == "see `htpfarm devices`, then write soc: under p"
 
 
 def test_gates_are_told_apart_by_name_and_say_everything() -> None:

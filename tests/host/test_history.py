@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,10 @@ import postgres
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from events import HANG_S
 from sample_run import BROKEN, EVIL, GOOD, OLD, UNRUN, planned, records, run_info, sample, write_run
 from sqlalchemy import text
+from sqlalchemy.event import listen
 
 from harness.cli import main
 from harness.errors import ConfigError, FailureClass, InfraError
@@ -220,6 +222,16 @@ def test_speeds_of_a_run_of_a_against_b_are_no_part_of_the_course(url: str, tmp_
     assert stand.latest.run == "20260102-000000-0002"
 
 
+def test_speeds_that_contradict_the_hosts_clock_are_no_part_of_the_course(url: str, tmp_path: Path) -> None:
+    invalid = OutcomeRecord(GOOD, Status.ERROR, FailureClass.INVALID, "two clocks", phone="s24")
+    failed = OutcomeRecord(GOOD, Status.FAILED, FailureClass.PRODUCT, "wrong text", phone="s24")
+    with History(url) as history:
+        history.import_run(night(tmp_path, 1, 10.0, invalid))
+        assert session_values(history, Choice(metrics=("decode_tok_s", "ttft_ms"))) == []
+        history.import_run(night(tmp_path, 2, 10.0, failed))
+        assert len(session_values(history, Choice(metrics=("decode_tok_s",)))) == 2
+
+
 def test_the_migrations_make_the_tables(url: str) -> None:
     with History(url) as history, history.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
@@ -271,7 +283,7 @@ def test_writers_at_once_lose_nothing(url: str, tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(HANG_S)
     assert [writer.exitcode for writer in writers] == [0] * 3
     with History(url) as history:
         assert check_sound(history) == "ok"
@@ -293,17 +305,45 @@ def test_a_writer_that_waits_too_long_says_so(tmp_path: Path) -> None:
         assert list_runs(other) == []  # readers do not wait
 
 
+def _import_until_killed(url: str, folders: list[Path], said: int) -> None:
+    """Says a byte a statement; the last commit is never made, so that there is always something to interrupt."""
+    commits = itertools.count(1)
+
+    def commit(_connection: object) -> None:
+        if next(commits) == len(folders):
+            os.write(said, b"!")
+            signal.pause()
+
+    with History(url) as history:
+        listen(history.engine, "before_cursor_execute", lambda *_: os.write(said, b"."))
+        listen(history.engine, "commit", commit)
+        list(history.import_runs(folders))
+
+
+def _heard(stream: int, statements: int) -> bool:
+    """Waits for so many statements, or for the last commit if that is before."""
+    heard = b""
+    while len(heard) < statements and b"!" not in heard:
+        heard += (more := os.read(stream, statements - len(heard)))
+        if not more:
+            return False
+    return True
+
+
 def test_kill_9_while_importing_leaves_all_of_a_run_or_nothing(url: str, tmp_path: Path) -> None:
-    """Killed at many moments of an import of runs that are large enough to be caught in the middle."""
+    """Killed in the midst of one statement or another, and before the last commit."""
     bench = _benchmark()
     folders = [bench.write_run(tmp_path / "reports", number) for number in range(3)]  # type: ignore[attr-defined]
     History(url).close()
-    kept: set[int] = set()
+    kept: list[int] = []
     context = multiprocessing.get_context("fork")
-    for delay in (0.02, 0.1, 0.2, 0.35, 0.5):
-        process = context.Process(target=_import_all, args=(url, folders))
+    for statements in (1, 4, 9, 14, 1000):
+        hears, says = os.pipe()
+        process = context.Process(target=_import_until_killed, args=(url, folders, says))
         process.start()
-        time.sleep(delay)
+        os.close(says)
+        assert _heard(hears, statements)
+        os.close(hears)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -314,10 +354,11 @@ def test_kill_9_while_importing_leaves_all_of_a_run_or_nothing(url: str, tmp_pat
                 for run, count in connection.execute(text("SELECT run, COUNT(*) FROM records GROUP BY run")):
                     counts[run] = count
             assert set(counts.values()) <= {2001}
-            kept.add(len(counts))
+            kept.append(len(counts))
             for run in counts:
                 history.forget(run)
-    assert min(kept) < 3, "no kill came in time to interrupt anything"
+    assert kept[-1] == 2
+    assert max(kept) < 3
     with History(url) as history:
         assert sum(one.added for one in history.import_runs(folders)) == 3 * 2001
 

@@ -87,6 +87,51 @@ def test_a_phone_without_a_soc_gets_no_cell(models: list[ModelSpec]) -> None:
     assert cells_for_rack(models, None, []) == ()
 
 
+def test_a_cell_of_a_rack_has_all_of_its_parts(models: list[ModelSpec]) -> None:
+    phones = [Phone("b", "X", None, SOCS["SM8650"]), Phone("a", "Y", None, SOCS["SM8650"])]
+    _, _, light = models
+    soc = SOCS["SM8650"]
+    assert cells_for_rack([light], [Mode.KV], phones, lengths=Lengths(64, 16)) == (
+        Cell(light, Mode.KV, soc, Lengths(64, 16), "kv8", "a"),
+        Cell(light, Mode.KV, soc, Lengths(64, 16), "kv8", "b"),
+    )
+    assert cells_for_rack([light], [Mode.KV], phones[:1]) == (Cell(light, Mode.KV, soc, light.lengths, "kv8"),)
+    assert cells([light], [Mode.KV], [soc]) == (Cell(light, Mode.KV, soc, light.lengths, "kv8", None),)
+
+
+def test_where_any_phone_will_do_there_is_a_cell_for_each_soc(models: list[ModelSpec]) -> None:
+    names = {"a": "SM8650", "b": "SM8550", "c": "SM8650"}
+    phones = [Phone(name, None, None, SOCS[soc]) for name, soc in names.items()] + [Phone("d", None, None, None)]
+    found = cells_for_rack(models[:1], [Mode.KV], phones, lengths=Lengths(64, 16), each=False)
+    assert [(cell.id, cell.phone, cell.lengths) for cell in found] == [
+        ("tiny-kv-SM8550", None, Lengths(64, 16)),
+        ("tiny-kv-SM8650", None, Lengths(64, 16)),
+    ]
+    chosen = cells_for_rack(models[:1], [Mode.KV], phones, [SOCS["SM8650"]], each=False)
+    assert [cell.id for cell in chosen] == ["tiny-kv-SM8650"]
+    pinned = cells_for_rack(models[:1], [Mode.KV], phones)
+    assert [cell.id for cell in pinned] == ["tiny-kv-SM8550", "tiny-kv-SM8650@a", "tiny-kv-SM8650@c"]
+    # A phone is pinned where the chosen rack has several: one that the filter leaves out is none of them.
+    assert [cell.id for cell in cells_for_rack(models[:1], [Mode.KV], phones, [SOCS["SM8550"]])] == ["tiny-kv-SM8550"]
+    assert cells_for_rack(models[:1], [Mode.KV], phones, []) == ()
+
+
+def test_what_can_be_gone_through_only_once_is_enough(models: list[ModelSpec]) -> None:
+    chosen = [SOCS["SM8650"], SOCS["SM8550"]]
+    assert cells(iter(models), None, iter(chosen)) == cells(models, None, chosen)
+    phones = [Phone(name, None, None, SOCS[soc]) for name, soc in (("a", "SM8650"), ("b", "SM8550"))]
+    found = cells_for_rack(iter(models), None, iter(phones), iter(chosen))
+    assert found == cells_for_rack(models, None, phones)
+
+
+def test_pinned_cells_sort_by_their_id_whatever_the_racks_order(models: list[ModelSpec]) -> None:
+    phones = [Phone(name, None, None, SOCS["SM8650"]) for name in ("z", "m", "a")]
+    ids = [cell.id for cell in cells_for_rack(models, [Mode.KV], phones)]
+    assert ids == [
+        f"{stem}@{name}" for stem in ("light-kv-SM8650-kv8", "tiny-kv-SM8650", "tiny_2-kv-SM8650") for name in "amz"
+    ]
+
+
 socs = st.lists(st.sampled_from(sorted(SOCS.values())), max_size=6)
 modes = st.none() | st.lists(st.sampled_from(list(Mode)), min_size=1)
 
@@ -124,17 +169,23 @@ def test_a_rack_runs_every_model_and_mode_on_every_phone(
 
 def test_parse() -> None:
     assert parse_modes("hybrid, kv,hybrid") == (Mode.HYBRID, Mode.KV)
+    assert parse_modes(" kv ,") == (Mode.KV,)
     assert parse_modes("all") == tuple(Mode)
+    assert parse_modes("all,all") == tuple(Mode)
     assert parse_socs("SM8650,SM8550") == (SOCS["SM8650"], SOCS["SM8550"])
     assert parse_socs("all") == tuple(SOCS.values())
 
 
 @pytest.mark.parametrize("text", ["", " , "])
 def test_parse_nothing(text: str) -> None:
-    with pytest.raises(ConfigError, match="--modes: no mode given"):
+    with pytest.raises(ConfigError, match=r"--modes: no mode given\n.*known: kv, hybrid, lookahead"):
         parse_modes(text)
-    with pytest.raises(ConfigError, match="--socs: no SoC given"):
+    with pytest.raises(ConfigError, match=r"--socs: no SoC given\n.*known: QCM6490, QCS9100, .*SXR2330P"):
         parse_socs(text)
+    with pytest.raises(ConfigError, match=r"^devices.yaml: no mode given"):
+        parse_modes(text, where="devices.yaml")
+    with pytest.raises(ConfigError, match=r"^devices.yaml: no SoC given"):
+        parse_socs(text, where="devices.yaml")
 
 
 def test_parse_unknown() -> None:
@@ -144,3 +195,9 @@ def test_parse_unknown() -> None:
         parse_socs("sm8650")
     with pytest.raises(ConfigError, match="known: hybrid, kv, lookahead"):
         parse_modes("zzz")
+    with pytest.raises(ConfigError, match="unknown mode 'all'"):
+        parse_modes("kv,all")
+    with pytest.raises(ConfigError, match=r"^devices.yaml: unknown mode 'x'"):
+        parse_modes("x", where="devices.yaml")
+    with pytest.raises(ConfigError, match=r"^devices.yaml: unknown SoC 'x'"):
+        parse_socs("x", where="devices.yaml")

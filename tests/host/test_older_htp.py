@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from events import HANG_S
 
 from harness.build.builder import Builder, Request
 from harness.build.cache import locate
@@ -82,7 +83,7 @@ def test_the_advised_recipe_compiles_and_runs_for_htps_before_v73(tmp_path: Path
             env=toolchain.environment(),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=HANG_S,
             check=False,
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("LOGITS ")]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from events import HANG_S
 from snapshot import assert_snapshot
 
 from harness.conduct.plan import Planned, left_out, plan, read_choice
@@ -120,7 +121,7 @@ def test_plan_and_gates_need_no_torch(rack: Path, verb: list[str]) -> None:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

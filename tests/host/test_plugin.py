@@ -7,12 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from events import HANG_S, until
 from test_judged_cells import SCORE_CHECKS, TEXT_CHECKS
 
 from harness.build.cache import Artifact
@@ -49,7 +48,7 @@ def device(*arguments: str, cache: Path, **environment: str) -> subprocess.Popen
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=2 * HANG_S)
     return process.returncode, output
 
 
@@ -127,7 +126,7 @@ def test_a_full_disk_is_refused_before_anything_is_built(tmp_path: Path) -> None
         env={**os.environ, "HTPFARM_CACHE": str(cache)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_S,
         check=False,
     )
     if "unshare" in done.stderr or "mount:" in done.stderr:
@@ -160,13 +159,6 @@ def left_over(cache: Path) -> list[str]:
         if str(cache) in line or str(cache) in environment.get("QNN_SDK_ROOT", ""):
             found.append(line)
     return found
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.05)
 
 
 def live(reports: Path) -> str:
@@ -208,19 +200,19 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
     rack.write_text(RACK)
     arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(given), "--reports", str(reports), "-n", "1"]
     try:
-        first = device(*arguments, cache=cache)
-        wait_for(lambda: moment in live(reports))
+        first = device(*arguments, "--eval-tokens", "4096", cache=cache)  # far from its end when it is killed
+        until(lambda: moment in live(reports))
         workers = psutil.Process(first.pid).children(recursive=True)
         first.send_signal(signal.SIGKILL)
-        first.wait(timeout=30)
-        psutil.wait_procs([w for w in workers if "pytest" in " ".join(_line(w))], timeout=10)
+        first.wait(timeout=HANG_S)
+        psutil.wait_procs([w for w in workers if "pytest" in " ".join(_line(w))], timeout=HANG_S)
         assert holders(cache / "leases") == ()
         (folder,) = reports.glob("2*")
         killed = load_run(folder)
         assert [entry.cell for entry in killed.plan] == ["tiny_llama-hybrid-SM8650"]
         assert not killed.outcomes
 
-        status, output = finished(device(*arguments, cache=cache))
+        status, output = finished(device(*arguments, "--eval-tokens", "32", cache=cache))
         assert status == 0, output
         (again,) = [load_run(f) for f in reports.glob("2*") if f != folder]
         assert [o.status for o in again.outcomes.values()] == [Status.PASSED]
@@ -228,7 +220,7 @@ def test_kill_9_leaves_no_lease_and_the_next_run_is_clean(moment: str, given: Pa
         assert not [line for line in left_over(cache) if "harness.runtime" in line]
     finally:
         _rack_down(cache)
-    wait_for(lambda: not left_over(cache), 10)
+    until(lambda: not left_over(cache))
 
 
 def test_kill_9_while_compiling_leaves_no_compiler(tmp_path: Path) -> None:
@@ -236,20 +228,20 @@ def test_kill_9_while_compiling_leaves_no_compiler(tmp_path: Path) -> None:
     rack.write_text(RACK)
     try:
         run = device("--rack", str(rack), "--modes", "kv", "--reports", str(reports), cache=cache)
-        wait_for(lambda: "quantise …" in live(reports))
+        until(lambda: "quantise …" in live(reports))
         workers = [
             p for p in psutil.Process(run.pid).children(recursive=True) if "harness.build.worker" in " ".join(_line(p))
         ]
         assert workers
         run.send_signal(signal.SIGKILL)
-        run.wait(timeout=30)
-        _, alive = psutil.wait_procs(workers, timeout=10)
+        run.wait(timeout=HANG_S)
+        _, alive = psutil.wait_procs(workers, timeout=HANG_S)
         assert not alive
         (folder,) = reports.glob("2*")
         assert [entry.cell for entry in load_run(folder).plan] == ["tiny_llama-kv-SM8650"]
     finally:
         _rack_down(cache)
-    wait_for(lambda: not left_over(cache), 10)
+    until(lambda: not left_over(cache))
 
 
 def _rack_down(cache: Path) -> None:
@@ -257,7 +249,7 @@ def _rack_down(cache: Path) -> None:
         [sys.executable, "-m", "harness.cli", "rack", "down"],
         cwd=REPOSITORY,
         env={**os.environ, "HTPFARM_CACHE": str(cache)},
-        timeout=60,
+        timeout=HANG_S,
         check=True,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from events import HANG_S
 from rich.console import Console
 
 from harness.build.probe import run, show
@@ -184,7 +185,7 @@ def test_a_compiler_that_aborts_or_hangs_costs_one_answer(own_cache: Path) -> No
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

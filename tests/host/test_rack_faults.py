@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import farm_rack
 import pytest
-from farm_rack import GOOD_RUNNER, HANGING_RUNNER, deploy_runner, link_to, processes, session
+from events import HANG_S, NEVER_S, until
+from farm_rack import GOOD_RUNNER, HANGING_RUNNER, NAPS, deploy_runner, link_to, processes, session
 from rack_support import Adb
 
 from harness.cli import main
@@ -22,12 +24,13 @@ from harness.farm.failures import classify
 from harness.farm.identity import boot_id
 from harness.farm.payload import PayloadFile
 from harness.farm.session import run_session
-from harness.farm.shell import AdbFailure, AdbTimeout
+from harness.farm.shell import AdbFailure, AdbLost, AdbTimeout
 from harness.inventory import load_inventory
 from harness.rack import manage
 from harness.rack.fault_cli import arm, clear
 from harness.rack.faults import FaultKind, FaultPlan, FaultSpec, read_faults
 from harness.rack.manage import RackState
+from harness.rack.phone import tell
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +53,17 @@ def link(rack: RackState, folder: Path) -> Iterator[PhoneLink]:
     clear("s24", state_dir=folder)
 
 
-def reach(rack: RackState, link: PhoneLink, seconds: float = 20.0) -> None:
+def reach(rack: RackState, link: PhoneLink) -> None:
     """As the farm's own ladder does: adb's own retries come only every few seconds."""
+
+    def reached() -> bool:
+        if link.state() != "device":
+            adb.run("disconnect", link.serial)
+            adb.run("connect", link.serial)
+        return link.state() == "device"
+
     adb = Adb(rack, rack.phones[0])
-    deadline = time.monotonic() + seconds
-    while link.state() != "device" and time.monotonic() < deadline:
-        subprocess.run(manage.adb_argv(rack, "disconnect", link.serial), capture_output=True, timeout=20, check=False)
-        subprocess.run(manage.adb_argv(rack, "connect", link.serial), capture_output=True, timeout=20, check=False)
-        time.sleep(0.1)
+    until(reached)
     assert adb.out("get-state") == "device"
 
 
@@ -65,19 +71,15 @@ def struck(folder: Path, kind: FaultKind, since: float) -> int:
     return sum(s.kind is kind and s.time >= since and s.phone == "s24" for s in read_faults(folder))
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (true := condition()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return true
-
-
 def test_a_shell_hangs_once_and_the_caller_gets_its_time_limit(link: PhoneLink, folder: Path) -> None:
     start = time.time()
     arm("s24", FaultSpec(FaultKind.HANG_SHELL, match="marked"), state_dir=folder)
     assert link.must("echo other").stdout == "other\n"
-    with pytest.raises(AdbTimeout):
-        link.shell("echo marked", timeout_s=0.5)
+    with link.open_shell("echo marked") as stream:
+        until(lambda: struck(folder, FaultKind.HANG_SHELL, start) == 1)
+        with pytest.raises(AdbTimeout):
+            stream.wait(time.monotonic() + 0.5)
+        assert stream.stdout == b""
     assert link.must("echo marked").stdout == "marked\n"
     assert struck(folder, FaultKind.HANG_SHELL, start) == 1
 
@@ -118,16 +120,17 @@ def test_adb_sees_another_state_and_then_the_phone_again(
     link: PhoneLink, rack: RackState, folder: Path, kind: FaultKind, state: set[str]
 ) -> None:
     start = time.time()
-    arm("s24", FaultSpec(kind, seconds=3), state_dir=folder)
-    assert until(lambda: link.state() != "device")
+    arm("s24", FaultSpec(kind, seconds=NEVER_S), state_dir=folder)
+    until(lambda: link.state() != "device")
 
     def seen() -> bool:
-        subprocess.run(manage.adb_argv(rack, "connect", link.serial), capture_output=True, timeout=20, check=False)
+        subprocess.run(manage.adb_argv(rack, "connect", link.serial), capture_output=True, timeout=HANG_S, check=False)
         return link.state() in state
 
-    assert until(seen, 3)
+    until(seen)
     with pytest.raises(AdbFailure):
         link.shell("true", timeout_s=1)
+    clear("s24", state_dir=folder)
     reach(rack, link)
     assert struck(folder, kind, start) == 1
 
@@ -138,7 +141,7 @@ def test_a_reboot_in_the_middle_of_a_run_is_a_crash(
     before = boot_id(link)
     deployed = deploy_runner(link, tmp_path, HANGING_RUNNER)
     arm("s24", FaultSpec(FaultKind.REBOOT, rate=1.0, match="exec "), state_dir=folder)
-    result = run_session(link, deployed, session(3, timeout_s=20), tmp_path / "out", return_s=30)
+    result = run_session(link, deployed, session(3), tmp_path / "out", return_s=HANG_S)
     assert result.boot_id_before == before != result.boot_id_after
     failure = classify(result)
     assert failure
@@ -146,46 +149,73 @@ def test_a_reboot_in_the_middle_of_a_run_is_a_crash(
 
 
 def test_the_runner_is_killed_as_by_the_low_memory_killer(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
-    deployed = deploy_runner(link, tmp_path, "#!/bin/sh\nexec sleep 302\n")
-    arm("s24", FaultSpec(FaultKind.KILL_RUNNER, rate=1.0, match="exec "), state_dir=folder)
-    result = run_session(link, deployed, session(4, timeout_s=20), tmp_path / "out")
+    deployed = deploy_runner(link, tmp_path, f"#!/bin/sh\nexec sleep 302{NAPS}\n")
+
+    def kill() -> None:
+        until(lambda: processes(link, NAPS))
+        arm("s24", FaultSpec(FaultKind.KILL_RUNNER), state_dir=folder)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = run_session(link, deployed, session(4), tmp_path / "out")
+    killer.join()
     assert result.exit_status == 137
     assert "lowmemorykiller: Kill 'qnn_llama_runner'" in link.must("logcat -d").stdout
-    assert not processes(link, "sleep 302")
+    assert not processes(link, NAPS)
 
 
 def test_heat_battery_and_storage_come_and_go(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
-    for kind in (FaultKind.HOT, FaultKind.BATTERY, FaultKind.STORAGE):
-        arm("s24", FaultSpec(kind, seconds=1.5), state_dir=folder)
+    kinds = (FaultKind.HOT, FaultKind.BATTERY, FaultKind.STORAGE)
+    for kind in kinds:
+        arm("s24", FaultSpec(kind, seconds=NEVER_S), state_dir=folder)
 
     def level() -> str:
         return link.must("dumpsys battery | grep level").stdout.strip()
 
-    assert until(lambda: level() == "level: 3")
+    until(lambda: level() == "level: 3")
     assert "Thermal Status: 4" in link.must("dumpsys thermalservice").stdout
     assert free_bytes(link) == 1 << 20
     (tmp_path / "f").write_bytes(b"x")
     with pytest.raises(EnvError, match="storage full"):
         deploy(link, [PayloadFile(tmp_path / "f", "new-file")])
-    assert until(lambda: level() == "level: 100")
-    assert "Thermal Status: 0" in link.must("dumpsys thermalservice").stdout
-    assert until(lambda: free_bytes(link) > 1 << 20)
+
+    def well() -> bool:
+        heat = link.must("dumpsys thermalservice").stdout
+        return level() == "level: 100" and "Thermal Status: 0" in heat and free_bytes(link) > 1 << 20
+
+    clear("s24", state_dir=folder)
+    until(well)
+    since = time.time()
+    for kind in kinds:  # they go by themselves, too
+        arm("s24", FaultSpec(kind, seconds=0.1), state_dir=folder)
+    until(lambda: all(struck(folder, kind, since) for kind in kinds))
+    until(well)
+
+
+def test_what_was_cleared_does_not_strike_later(link: PhoneLink, rack: RackState, folder: Path) -> None:
+    start = time.time()
+    cleared = FaultSpec(FaultKind.REBOOT, after_s=0.1)
+    later = FaultSpec(FaultKind.BATTERY, after_s=0.2, seconds=0.0)
+    # In one breath: nothing strikes in between.
+    tell(Path(rack.phones[0].root), f"fault {cleared.to_json()}\nfault clear\nfault {later.to_json()}")
+    until(lambda: struck(folder, FaultKind.BATTERY, start))
+    assert not struck(folder, FaultKind.REBOOT, start)
 
 
 def test_the_link_becomes_slow(link: PhoneLink, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(bytes(300_000))
-    arm("s24", FaultSpec(FaultKind.SLOW, seconds=30), state_dir=folder)
-    assert until(lambda: struck(folder, FaultKind.SLOW, 0) == 1)
+    arm("s24", FaultSpec(FaultKind.SLOW, seconds=NEVER_S), state_dir=folder)
+    until(lambda: struck(folder, FaultKind.SLOW, 0) == 1)
     start = time.monotonic()
     link.push(tmp_path / "f", "/data/local/tmp/f")
     assert time.monotonic() - start > 1.0  # at 200 kB a second: a lower bound, whatever else the computer does
 
 
 def test_garbage_ends_the_connection_and_nothing_more(link: PhoneLink, rack: RackState, folder: Path) -> None:
-    with link.open_shell("sleep 60") as stream:
+    with link.open_shell("sleep 600") as stream:
         arm("s24", FaultSpec(FaultKind.GARBAGE), state_dir=folder)
-        with pytest.raises(AdbFailure):
-            stream.wait(time.monotonic() + 10)
+        with pytest.raises(AdbLost):
+            stream.wait(time.monotonic() + HANG_S)
     reach(rack, link)
     assert link.must("echo well").stdout == "well\n"
 
@@ -200,7 +230,7 @@ def test_the_adb_server_dies_and_is_mended_while_the_phone_lives(
         with socket.socket() as one:
             return one.connect_ex((rack.adb_host, rack.adb_port)) == 0
 
-    assert until(lambda: not listening())
+    until(lambda: not listening())
     with pytest.raises(InfraError, match="no adb server answers"):
         link.state()
     assert manage.mend(folder)

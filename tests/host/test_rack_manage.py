@@ -9,11 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S, until
 from rack_support import BOOT_DELAY, Adb, commands_naming, phones, running_rack
 from rich.console import Console
 
@@ -26,11 +26,8 @@ from harness.rack.record import read_record, record_file, write_record
 from harness.soc import PHONE_KINDS
 
 
-def gone(text: str, seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while commands_naming(text) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not commands_naming(text)
+def gone(text: str) -> bool:
+    return until(lambda: not commands_naming(text), f"the end of {text}")
 
 
 def test_up_status_down(tmp_path: Path) -> None:
@@ -101,7 +98,7 @@ def test_two_processes_that_start_it_at_once_get_one_rack(tmp_path: Path) -> Non
             subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
             for _ in range(3)
         ]
-        said = {process.communicate(timeout=100)[0] for process in both}
+        said = {process.communicate(timeout=HANG_S)[0] for process in both}
         assert [process.returncode for process in both] == [0, 0, 0]
         assert len(said) == 1
         assert len([line for line in commands_naming(str(tmp_path)) if "rack.server" in line]) == 1
@@ -114,7 +111,7 @@ def test_a_killed_server_takes_its_phones_along_and_up_recovers(tmp_path: Path) 
         adb = Adb(first, first.phones[1])
         marker = f"54321.{os.getpid()}"
         adb.shell(f"echo kept > /data/local/tmp/kept; sleep {marker} </dev/null >/dev/null 2>&1 &")
-        assert commands_naming(f"sleep {marker}")
+        until(lambda: commands_naming(f"sleep {marker}"))
         os.kill(first.server_pid, signal.SIGKILL)
         assert gone(f"sleep {marker}")
         assert gone(f"{tmp_path}/phones")
@@ -134,7 +131,7 @@ def test_a_killed_adb_server_is_replaced(tmp_path: Path) -> None:
 
 
 def test_down_leaves_a_process_that_merely_has_the_number(tmp_path: Path) -> None:
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stranger = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     try:
         with running_rack(tmp_path, 1):
             record = read_record(tmp_path)
@@ -147,7 +144,7 @@ def test_down_leaves_a_process_that_merely_has_the_number(tmp_path: Path) -> Non
             assert alive(real)
     finally:
         stranger.kill()
-        stranger.wait(10)
+        stranger.wait(HANG_S)
 
 
 def test_a_damaged_record_is_no_rack(tmp_path: Path) -> None:
@@ -206,7 +203,7 @@ def test_where_namespaces_are_forbidden_the_probe_says_so() -> None:
         ["unshare", "-r", "sh", "-c", limit, "sh", sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
@@ -249,17 +246,16 @@ def test_a_plain_rack_works_without_namespaces(tmp_path: Path) -> None:
         adb.out("pull", "/data/local/tmp/f", str(tmp_path / "f"))
         assert (tmp_path / "f").read_bytes() == b"body"
         before = adb.shell("cat /proc/sys/kernel/random/boot_id")
-        waiting = subprocess.Popen(adb.argv("shell", "sleep 600.25"), stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
-        while not commands_naming("sleep 600.25 ") and time.monotonic() < deadline:
-            time.sleep(0.05)
+        waiting = subprocess.Popen(adb.argv("shell", f"sleep 600.{os.getpid()}"), stdout=subprocess.DEVNULL)
+        until(lambda: commands_naming(f"sleep 600.{os.getpid()} "))
         adb.out("reboot")
-        assert waiting.wait(20) != 0
-        deadline = time.monotonic() + 20
-        while (now := adb.run("shell", "cat /proc/sys/kernel/random/boot_id").stdout.decode().strip()) in ("", before):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert now == adb.shell("getprop ro.boot.bootid")
+        assert waiting.wait(HANG_S) != 0
+
+        def booted() -> str:
+            now = adb.run("shell", "cat /proc/sys/kernel/random/boot_id").stdout.decode().strip()
+            return "" if now == before else now
+
+        assert until(booted) == adb.shell("getprop ro.boot.bootid")
 
 
 def test_the_command_line_shows_a_rack(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import adbutils
 import pytest
+from events import HANG_S, NEVER_S, until
 from rack_support import Adb, commands_naming, running_rack
 
 from harness.rack import manage
@@ -28,7 +28,6 @@ from harness.rack.state import PhoneState, read_state, write_state
 from harness.soc import PHONE_KINDS
 
 TMP = "/data/local/tmp"
-Answer = TypeVar("Answer")
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +66,6 @@ def make_tree(folder: Path, files: int) -> dict[str, str]:
         os.utime(file, (1_500_000_000 + number, 1_500_000_000 + number))
         hashes[str(file.relative_to(folder))] = digest(file)
     return hashes
-
-
-def eventually(ask: Callable[[], Answer], seconds: float = 20) -> Answer:
-    """The first answer that counts as true."""
-    deadline = time.monotonic() + seconds
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.1)
-    return answer
 
 
 def test_devices_lists_every_phone_with_its_model(rack: RackState, phone: Adb) -> None:
@@ -261,7 +251,7 @@ def test_logcat_shows_clears_and_filters(phone: Adb) -> None:
 
 def test_processes_can_be_listed_and_killed_and_are_the_phones_own(phone: Adb, other: Adb) -> None:
     phone.shell(f"cp /bin/sleep {TMP}/napper; {TMP}/napper 300 </dev/null >/dev/null 2>&1 &")
-    pid = phone.shell("pidof napper")
+    pid = until(lambda: phone.run("shell", "pidof napper").stdout.decode().strip())
     assert int(pid) < 100_000
     assert re.search(rf"^ *{pid} .*napper 300$", phone.shell("ps -A -o pid,args"), re.MULTILINE)
     assert "napper" not in other.shell("ps -A -o args")
@@ -273,11 +263,11 @@ def test_a_command_sees_its_host_go(phone: Adb) -> None:
     """As on a phone: output to a closed stream ends the command; a silent one would live on."""
     adb = subprocess.Popen(phone.argv("shell", f"echo $$ > {TMP}/pid; while :; do echo x; sleep 0.05; done"))
     try:
-        pid = eventually(lambda: phone.run("shell", f"cat {TMP}/pid").stdout.decode().strip())
+        pid = until(lambda: phone.run("shell", f"cat {TMP}/pid").stdout.decode().strip())
     finally:
         adb.kill()
-        adb.wait(10)
-    eventually(lambda: phone.run("shell", f"kill -0 {pid}").returncode != 0)
+        adb.wait(HANG_S)
+    until(lambda: phone.run("shell", f"kill -0 {pid}").returncode != 0)
 
 
 def test_reboot_changes_the_boot_id_ends_processes_and_keeps_data(other: Adb) -> None:
@@ -285,12 +275,12 @@ def test_reboot_changes_the_boot_id_ends_processes_and_keeps_data(other: Adb) ->
     nap = f"sleep 987.{os.getpid()}"
     other.shell(f"echo kept > {TMP}/kept; setprop debug.gone 1; {nap} </dev/null >/dev/null 2>&1 &")
     waiting = subprocess.Popen(other.argv("shell", "sleep 600"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert nap in other.shell("ps -A -o args")
+    until(lambda: nap in other.shell("ps -A -o args"))
     assert commands_naming(nap)
     serialno = other.shell("getprop ro.serialno")
     other.out("reboot")
-    assert waiting.wait(20) != 0
-    eventually(lambda: boot_id(other) not in ("", before))
+    assert waiting.wait(HANG_S) != 0
+    until(lambda: boot_id(other) not in ("", before))
     other.out("wait-for-device")
     after = boot_id(other)
     assert other.shell("getprop ro.boot.bootid") == after
@@ -307,14 +297,14 @@ def boot_id(adb: Adb) -> str:
 def test_reboot_from_the_phones_own_shell(other: Adb) -> None:
     before = boot_id(other)
     assert other.run("shell", "reboot").returncode != 0
-    eventually(lambda: boot_id(other) not in ("", before))
+    until(lambda: boot_id(other) not in ("", before))
 
 
 def test_a_phone_whose_first_process_dies_boots_again(other: Adb) -> None:
     before = boot_id(other)
     (inner,) = [p for p in _holders(Path(other.phone.root)) if _parent(p) in _holders(Path(other.phone.root))]
     os.kill(inner, signal.SIGKILL)
-    eventually(lambda: boot_id(other) not in ("", before))
+    until(lambda: boot_id(other) not in ("", before))
     assert "process 1 died" in other.shell("logcat -d")
 
 
@@ -323,13 +313,14 @@ def test_a_phone_can_drop_its_connections_and_be_away(other: Adb) -> None:
     napping = other.shell("sleep 777 </dev/null >/dev/null 2>&1 & echo $!")
     waiting = subprocess.Popen(other.argv("shell", "cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     tell(Path(other.phone.root), "nonsense\ndrop")
-    assert waiting.wait(20) != 0
+    assert waiting.wait(HANG_S) != 0
     assert waiting.stdin is not None
     waiting.stdin.close()
-    eventually(lambda: boot_id(other) == before)
-    tell(Path(other.phone.root), "away 1.5")
-    eventually(lambda: other.run("get-state").returncode != 0)
-    eventually(lambda: boot_id(other) == before)
+    until(lambda: boot_id(other) == before)
+    tell(Path(other.phone.root), f"away {NEVER_S}")
+    until(lambda: other.run("get-state").returncode != 0)
+    tell(Path(other.phone.root), "back")
+    until(lambda: boot_id(other) == before)
     assert "sleep 777" in other.shell("ps -A -o args")
     other.shell(f"kill {napping}")
 
@@ -372,18 +363,18 @@ def test_forwards_reach_a_program_of_the_phone(phone: Adb, service: str, tmp_pat
         assert running.stdout is not None
         address = running.stdout.readline().strip()
         local = phone.out("forward", "tcp:0", f"{service}:{address}")
-        with socket.create_connection(("127.0.0.1", int(local)), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", int(local)), timeout=HANG_S) as client:
             body = b"abc" * 100_000
             with ThreadPoolExecutor(1) as pool:
                 sending = pool.submit(client.sendall, body)
                 got = b""
                 while len(got) < len(body):
                     got += client.recv(65536)
-                sending.result(20)
+                sending.result(HANG_S)
         assert got == body.upper()
-        assert running.wait(20) == 0
+        assert running.wait(HANG_S) == 0
         refused = phone.out("forward", "tcp:0", f"{service}:{'1' if service == 'tcp' else 'nobody'}")
-        with socket.create_connection(("127.0.0.1", int(refused)), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", int(refused)), timeout=HANG_S) as client:
             assert client.recv(1) == b""
     finally:
         running.kill()
@@ -396,7 +387,7 @@ def test_two_clients_at_once_do_not_wait_for_each_other(phone: Adb) -> None:
     blocked = subprocess.Popen(phone.argv("shell", f"cat {TMP}/gate"), stdout=subprocess.PIPE)
     try:
         phone.shell(f"echo through > {TMP}/gate")
-        assert blocked.communicate(timeout=20)[0] == b"through\n"
+        assert blocked.communicate(timeout=HANG_S)[0] == b"through\n"
     finally:
         blocked.kill()
         blocked.communicate()
@@ -428,7 +419,7 @@ def test_four_phones_at_once_neither_block_nor_mix(rack: RackState, tmp_path: Pa
         return "done"
 
     with ThreadPoolExecutor(12) as pool:
-        assert list(pool.map(work, range(36), timeout=240)) == ["done"] * 36
+        assert list(pool.map(work, range(36), timeout=2 * HANG_S)) == ["done"] * 36
 
 
 def test_adbutils_gets_along_with_it(rack: RackState, phone: Adb, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from events import HANG_S
 from farm_rack import OBSERVER
 from sample_run import planned
 from test_ab import RUNNER
@@ -148,7 +149,7 @@ def payload(built: tuple[Path, Path], tmp_path: Path) -> Payload:
 
 def run(link: PhoneLink, files: Payload, tmp_path: Path, **changes: object):
     deployed = deploy(link, files.files)
-    spec = SessionSpec("real", 1, files.runner, ("--prompt", "x"), outputs=("outputs.txt",), timeout_s=30)
+    spec = SessionSpec("real", 1, files.runner, ("--prompt", "x"), outputs=("outputs.txt",), timeout_s=HANG_S)
     return run_session(link, deployed, replace(spec, **changes), tmp_path / "out")  # type: ignore[arg-type]
 
 

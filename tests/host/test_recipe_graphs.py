@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import pytest
+from events import HANG_S
 
 from harness.paths import REPOSITORY
 from harness.toolchain.environment import find_toolchain
@@ -75,7 +76,7 @@ def graphs() -> dict[str, Graph]:
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=2 * HANG_S,
         check=False,
     )
     lines = [line.removeprefix("GRAPH ") for line in done.stdout.splitlines() if line.startswith("GRAPH ")]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 from sample_run import BROKEN, GOOD, LOST, OLD, UNRUN, planned, records, run_info, sample, write_run
 
 from harness.errors import ConfigError
@@ -42,7 +43,7 @@ def test_run_id_and_folder(tmp_path: Path) -> None:
 def test_importing_the_core_of_results_loads_no_heavy_module() -> None:
     heavy = {"torch", "pytest", "rich", "jinja2", "pandas"}
     code = f"import sys, harness.results, harness.results.summary; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -68,7 +69,7 @@ def test_a_run_with_records_is_appended_to(tmp_path: Path) -> None:
 
 def _append_many(folder: Path, worker: int, count: int, start: threading.Barrier) -> None:
     writer = RecordWriter(folder)
-    start.wait(60)
+    start.wait(HANG_S)
     for index in range(count):
         # Longer than a page and than a pipe's atomic size, and of differing length.
         writer.append(sample(f"w{worker}", index, text=f"{worker}" * (3000 + 2500 * (index % 4))))
@@ -81,7 +82,7 @@ def test_four_processes_at_once_lose_and_mix_nothing(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(HANG_S)
     assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
     found = read_records(tmp_path / "records.jsonl")
     assert len(found) == 100
@@ -98,7 +99,7 @@ def test_threads_of_one_process_too(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANG_S)
     assert (
         len([record for record in read_records(tmp_path / "records.jsonl") if isinstance(record, SampleRecord)]) == 80
     )
@@ -190,7 +191,7 @@ def test_kill_9_leaves_every_record_so_far(tmp_path: Path, after: int) -> None:
         said = max([said, *map(int, rest)])
     finally:
         process.kill()
-        process.wait(30)
+        process.wait(HANG_S)
     assert process.returncode == -signal.SIGKILL
     data = load_run(folder)
     sessions = [record.session for record in data.samples["c"]]

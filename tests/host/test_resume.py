@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S, until
 from sample_run import BROKEN, GOOD, LOST, UNRUN, planned, sample, write_run
 
 from harness.build.cache import Artifact
@@ -22,8 +22,9 @@ from harness.matrix import cells
 from harness.model_file import Mode
 from harness.models import load_models
 from harness.paths import MODELS, REPOSITORY
-from harness.results import DeployRecord, RecordWriter, RunData, load_run
+from harness.results import DeployRecord, RecordWriter, RunData, TtftRecord, load_run
 from harness.soc import find_soc
+from harness.target import Target
 
 
 @pytest.fixture
@@ -43,6 +44,41 @@ def test_every_outcome_is_done_and_tries_are_counted_on(run: RunData) -> None:
     assert UNRUN not in found.done
     assert (found.attempts[UNRUN], found.attempts[GOOD]) == (2, 1)
     assert Resumed.from_data(json.loads(json.dumps(found.to_data()))) == found
+
+
+def test_nothing_is_done_before_a_run_is_interrupted() -> None:
+    assert Resumed() == Resumed(frozenset(), {})
+    assert Resumed(frozenset("cab")).to_data() == {"done": ["a", "b", "c"], "attempts": {}}
+
+
+def ttft(attempt: int) -> TtftRecord:
+    return TtftRecord(UNRUN, "s25", "127.0.0.1:5601", Target.SIM, "kv", 1, 8, 8, 90.0, attempt=attempt)
+
+
+@pytest.mark.parametrize(
+    ("samples", "ttfts", "deploys", "tries"),
+    [
+        ([2, 1], [], 0, 2),  # the highest, whichever was written last
+        ([1, 2], [], 0, 2),
+        ([], [3, 1], 0, 3),
+        ([], [1, 3], 0, 3),
+        ([2], [1], 0, 2),  # the first try of TTFT came to nothing
+        ([1], [2], 0, 2),
+        ([3], [2], 1, 3),
+        ([], [], 1, 1),
+        ([1], [1], 2, 2),  # the second left nothing but its files
+    ],
+)
+def test_the_tries_of_a_cell_are_the_most_that_any_kind_of_record_shows(
+    run: RunData, samples: list[int], ttfts: list[int], deploys: int, tries: int
+) -> None:
+    records = {
+        "samples": tuple(sample(UNRUN, attempt=attempt) for attempt in samples),
+        "ttfts": tuple(ttft(attempt) for attempt in ttfts),
+        "deploys": (DeployRecord(UNRUN, "s25", (), (), 0, 0.1),) * deploys,
+    }
+    found = resumed(replace(run, **{kind: {UNRUN: made} if made else {} for kind, made in records.items()}))
+    assert found.attempts == {UNRUN: tries}
 
 
 def _check(run: RunData, **changes: object) -> None:
@@ -71,6 +107,36 @@ def test_another_run_is_refused(run: RunData, change: object, words: str) -> Non
     assert words in str(caught.value)
 
 
+def test_all_that_differs_is_named_and_of_many_cells_three(run: RunData) -> None:
+    new = [planned(f"x{i}-kv-SM8650", 75) for i in range(4)]
+    for count, words in ((3, "x0-kv-SM8650, x1-kv-SM8650, x2-kv-SM8650 not planned then"),
+                         (4, "x0-kv-SM8650, x1-kv-SM8650, x2-kv-SM8650 and 1 more not planned then")):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            _check(run, planned=(*run.plan, *reversed(new[:count])))
+        assert caught.value.what == f"this is not the run's plan: {words}"
+    other = replace(run.plan[-1], recipe="other")
+    with pytest.raises(ConfigError) as caught:
+        _check(run, planned=(*run.plan[1:-1], other, new[0]), target="android", toolchain={})
+    assert caught.value.what == (
+        f"this is not the run's plan: {new[0].cell} not planned then; {GOOD} no longer planned; "
+        f"{other.cell} planned otherwise"
+    )
+    assert "report.html names its command" in caught.value.remedy
+
+
+def test_each_part_of_the_toolchain_that_differs_is_named(run: RunData) -> None:
+    known = dict(run.run.toolchain)
+    now = {name: value for name, value in known.items() if name != "executorch"} | {"qnn": "2.51", "a-new": "1"}
+    with pytest.raises(ConfigError) as caught:
+        _check(run, toolchain=now, target="android")
+    assert caught.value.what == (
+        "the toolchain is not the run's: a-new: none then, 1 now; "
+        f"executorch: {known['executorch']} then, none now; qnn: {known['qnn']} then, 2.51 now"
+    )
+    assert caught.value.where == "--resume reports/r"
+    assert "start a new run" in caught.value.remedy
+
+
 RACK = "version: 1\nphones:\n  - {name: one, virtual: galaxy_s24}\n  - {name: two, virtual: galaxy_s24}\n"
 
 
@@ -97,24 +163,25 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
     arguments = ["--rack", str(rack), "--modes", "hybrid", "--pte", str(pte), "--eval-tokens", "32"]
     try:
         killed = _start(*arguments, "--reports", str(reports), cache=cache)
-        deadline = time.monotonic() + 400
-        while f"{second_cell}: prompt 1/" not in "".join(p.read_text() for p in reports.glob("*/live.log")):
-            assert time.monotonic() < deadline
+
+        def said_so() -> bool:
             assert killed.poll() is None, killed.stdout.read() if killed.stdout else ""
-            time.sleep(0.1)
+            return f"{second_cell}: prompt 1/" in "".join(p.read_text() for p in reports.glob("*/live.log"))
+
+        until(said_so)
         killed.send_signal(signal.SIGKILL)
-        killed.wait(timeout=30)
+        killed.wait(timeout=HANG_S)
         (folder,) = reports.iterdir()
         before, records = load_run(folder), (folder / "records.jsonl").read_bytes()
         assert set(before.outcomes) == {first_cell}
 
         refused = _start("--resume", str(folder), "--any-phone", cache=cache)
-        said, _ = refused.communicate(timeout=300)
+        said, _ = refused.communicate(timeout=HANG_S)
         assert refused.returncode == 2, said
         assert "this is not the run's plan" in said
 
         again = _start("--resume", str(folder), "-n", "1", cache=cache)
-        said, _ = again.communicate(timeout=400)
+        said, _ = again.communicate(timeout=HANG_S)
         assert again.returncode == 0, said
         assert [path for path in reports.iterdir() if path.is_dir()] == [folder]
         assert (folder / "records.jsonl").read_bytes().startswith(records)
@@ -128,7 +195,7 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
         assert (len(after.resumed), after.plan) == (1, before.plan)
 
         nothing = _start("--resume", str(folder), cache=cache)
-        said, _ = nothing.communicate(timeout=300)
+        said, _ = nothing.communicate(timeout=HANG_S)
         assert nothing.returncode == 0, said
         assert load_run(folder).samples == after.samples
     finally:
@@ -136,6 +203,6 @@ def test_a_killed_run_is_gone_on_with(tiny_artifacts: dict[str, Artifact], tmp_p
             [sys.executable, "-m", "harness.cli", "rack", "down"],
             cwd=REPOSITORY,
             env={**os.environ, "HTPFARM_CACHE": str(cache)},
-            timeout=60,
+            timeout=HANG_S,
             check=True,
         )

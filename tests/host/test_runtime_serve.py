@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from events import HANG_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime_fixtures import ToyHtp, toy_info
@@ -44,7 +45,7 @@ from harness.text.windows import Window
 from harness.toolchain.environment import find_toolchain
 
 TOY = [sys.executable, str(Path(__file__).with_name("toy_runner.py")), "--x_serve"]
-LIMIT_S = 300
+LIMIT_S = HANG_S
 
 
 class Runner:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from events import HANG_S
 
 from harness.paths import REPOSITORY
 from harness.runtime.lookahead import Lookahead, Settings, run_lookahead
@@ -34,7 +35,7 @@ def start(module: str, *arguments: str, cwd: Path, **environment: str) -> subpro
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=900,
+        timeout=2 * HANG_S,
         check=False,
     )
 
@@ -256,7 +257,7 @@ def test_without_qnn_libraries_loading_fails_but_reading_works(
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == -signal.SIGABRT

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 
 import pytest
+from events import HANG_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -226,6 +226,7 @@ def test_estimates_fall_back_from_the_cell_to_its_like() -> None:
 
 def test_builds_wait_for_room_and_all_get_it() -> None:
     room, stop = Room(1000, 3), threading.Event()
+    pair = threading.Event()  # the first of the others waits for a second beside it
     lock, now, most = threading.Lock(), [0.0, 0], [0.0, 0]
 
     def build(number: int) -> None:
@@ -236,7 +237,10 @@ def test_builds_wait_for_room_and_all_get_it() -> None:
                     now[0] += one.memory_mb
                 now[1] += 1
                 most[:] = [max(most[0], now[0]), max(most[1], now[1])]
-            time.sleep(0.02)
+            if now[1] == 2:
+                pair.set()
+            if number:
+                assert pair.wait(HANG_S)
             with lock:
                 if number:
                     now[0] -= one.memory_mb
@@ -246,7 +250,7 @@ def test_builds_wait_for_room_and_all_get_it() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=HANG_S)
     assert most[0] == 800
     assert most[1] == 2  # never beside the large one, which runs alone
     stop.set()

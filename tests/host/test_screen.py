@@ -12,6 +12,7 @@ import textwrap
 import time
 from pathlib import Path
 
+from events import HANG_S
 from sample_run import BROKEN, GOOD, OLD, planned, run_info, sample
 
 from harness.conduct.live import LiveLog
@@ -80,14 +81,18 @@ _PROGRAM = """
     assert can_show(sys.stdout)
     writer = TerminalWriter(sys.stdout)
     screen = PhoneScreen(writer, Path(sys.argv[1]))
+    seen = Path(sys.argv[2])
+    def until_seen(what):
+        while not (seen / what).exists():
+            time.sleep(0.02)
     screen.start()
-    time.sleep(1.2)
+    until_seen("prompt")
     for index in range(30):
         writer.line(f"pytest line {index}")
     writer.write("tests/x.py ")
-    for _ in range(5):
-        LiveLog(Path(sys.argv[1])).say("s24", "another thing")
-        time.sleep(0.6)
+    for number in range(5):
+        LiveLog(Path(sys.argv[1])).say("s24", f"{sys.argv[3]}: thing {number}")
+        until_seen(f"thing {number}")
         writer.write(".")
     writer.line()
     screen.stop()
@@ -135,11 +140,12 @@ def test_on_a_real_terminal_pytests_lines_stay_whole(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     os.set_inheritable(slave, True)
     subprocess.run(["stty", "rows", "24", "columns", "80"], stdin=slave, check=True)
-    program = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(tmp_path)]
+    seen = tmp_path / "seen"  # what the program waits for until it has been on the terminal
+    seen.mkdir()
+    program = [sys.executable, "-c", textwrap.dedent(_PROGRAM), str(tmp_path), str(seen), GOOD]
     process = subprocess.Popen(program, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
     os.close(slave)
-    terminal, said, deadline = _Terminal(80, 24), "", time.monotonic() + 100
-    seen_foot = False
+    terminal, said, deadline = _Terminal(80, 24), "", time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         if not select.select([master], [], [], 1)[0]:
             if process.poll() is not None:
@@ -151,9 +157,10 @@ def test_on_a_real_terminal_pytests_lines_stay_whole(tmp_path: Path) -> None:
             break
         said += data
         terminal.feed(data)
-        seen_foot |= any("prompt 1/2" in line for line in terminal.text)
+        for word in ("prompt", *(f"thing {number}" for number in range(5))):
+            if any(word in line for line in terminal.text):
+                (seen / word).touch()
     os.close(master)
-    assert process.wait(timeout=20) == 0, said
-    assert seen_foot
+    assert process.wait(timeout=HANG_S) == 0, said
     text = [line for line in terminal.text if line]
     assert text == [*(f"pytest line {index}" for index in range(30)), "tests/x.py .....", "the end"]

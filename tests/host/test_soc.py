@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,5 +138,5 @@ def test_the_core_needs_neither_torch_nor_pytest() -> None:
         "import sys, harness.soc, harness.config, harness.inventory, harness.models, harness.matrix, harness.gates\n"
         "print([name for name in ('torch', 'pytest', 'executorch') if name in sys.modules])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=True)
     assert run.stdout.strip() == "[]"

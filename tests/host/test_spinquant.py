@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from events import HANG_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_states import random_params, random_state
@@ -89,7 +90,7 @@ def test_the_float_model_stays_what_it_was() -> None:
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     lines = [line.removeprefix("MOVED ") for line in done.stdout.splitlines() if line.startswith("MOVED ")]

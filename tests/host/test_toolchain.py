@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.errors import ConfigError
 from harness.toolchain import environment, interposer, mends, qnn
@@ -66,7 +67,7 @@ def test_the_interposer_reports_a_library_that_does_not_load(tmp_path: Path) -> 
         "print(l.QnnInterface_getProviders(ctypes.byref(p), ctypes.byref(n)), n.value)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(built)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code, str(built)], capture_output=True, text=True, timeout=HANG_S, check=True
     )
     assert done.stdout.split() == ["1", "0"]
     assert "does not load" in done.stderr
@@ -90,7 +91,7 @@ def test_the_libraries_start_through_the_interposer() -> None:
         env=toolchain.environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     assert "started" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

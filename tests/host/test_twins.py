@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from events import HANG_S
 
 from harness.build.families import FAMILIES, family_of
 from harness.errors import ConfigError
@@ -64,7 +65,7 @@ def test_who_does_not_ask_pays_nothing(tmp_path: Path, twins: dict[str, ModelSpe
     )
     away = {"HTPFARM_CACHE": str(tmp_path / "cache")}
     for arguments, change in (([], away), (["all-twins"], {})):
-        subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | change, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | change, check=True, timeout=HANG_S)
     assert not (tmp_path / "cache").exists()
 
 
@@ -166,7 +167,7 @@ def test_rows_say_what_upstream_says() -> None:
         env=find_toolchain().environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_S,
         check=False,
     )
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("UPSTREAM ")] or [done.stderr[-3000:]]

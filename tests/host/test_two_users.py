@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from events import HANG_S, NEVER_S, until
 
 from harness.build.cache import Artifact
 from harness.build.given import export
@@ -119,13 +120,10 @@ def test_one_users_death_frees_the_phone_for_the_other(place: Path, open_to: str
         return [*private, sys.executable, "-c", TAKE, *words]
 
     log = place / "ann.log"
-    ann = users.started(ANN, take("ann-run", 0, "GOOD", 60), homes[ANN], log, **more)
+    ann = users.started(ANN, take("ann-run", 0, "GOOD", NEVER_S), homes[ANN], log, **more)
     try:
-        deadline = time.monotonic() + 30
-        while "held" not in log.read_text():
-            assert ann.poll() is None, log.read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: "held" in log.read_text() or ann.poll() is not None)
+        assert ann.poll() is None, log.read_text()
         assert Path(f"/proc/{ann.pid}").stat().st_uid == ANN.uid
         refused = users.said(BOB, take("bob-run", 0, "BAD", 0), homes[BOB], **more).stdout
         assert "no phone is free" in refused
@@ -137,14 +135,14 @@ def test_one_users_death_frees_the_phone_for_the_other(place: Path, open_to: str
         assert "ask its holder" in broken.stderr
         assert ann.poll() is None  # another user's process cannot be ended
         ann.kill()
-        ann.wait(timeout=10)
-        taken = users.said(BOB, take("bob-run", 10, "UNKNOWN", 0), homes[BOB], **more)
+        ann.wait(timeout=HANG_S)
+        taken = users.said(BOB, take("bob-run", HANG_S, "UNKNOWN", 0), homes[BOB], **more)
         assert taken.stdout.splitlines() == ["before: GOOD by ann-run", "held"], taken.stderr
-        after = users.said(ANN, take("ann-again", 10, "GOOD", 0), homes[ANN], **more)
+        after = users.said(ANN, take("ann-again", HANG_S, "GOOD", 0), homes[ANN], **more)
         assert after.stdout.splitlines()[0] == "before: UNKNOWN by bob-run", after.stderr
     finally:
         ann.kill()
-        ann.wait(timeout=10)
+        ann.wait(timeout=HANG_S)
 
 
 def test_core_locks_are_one_set_for_all_users(place: Path) -> None:
@@ -166,7 +164,7 @@ def test_core_locks_are_one_set_for_all_users(place: Path) -> None:
     finally:
         for one in running:
             one.kill()
-            one.communicate(timeout=10)
+            one.communicate(timeout=HANG_S)
     allowed = sorted(os.sched_getaffinity(0))
     assert found == [str(core) for core in (allowed * 2)[:2]]
 
@@ -177,7 +175,7 @@ def test_two_runs_of_two_users_share_no_phone_at_a_moment(more: list[str]) -> No
     if not more and (reason := users.why_not()):
         pytest.skip(reason)
     argv = [sys.executable, str(REPOSITORY / "benchmarks" / "two_users.py"), "--cells", "8", "--seconds", "1.5", *more]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=3 * HANG_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no phone was shared at a moment" in done.stdout
     words = f"ONE user number, {os.geteuid()}, for both" if more else f"ann is uid {ANN.uid}, bob is uid {BOB.uid}"
@@ -197,16 +195,22 @@ def test_two_pytest_runs_of_two_users_on_one_virtual_rack(place: Path, tiny_arti
     most = 0
     try:
         done = subprocess.run(
-            up, env={**os.environ, RACK_VARIABLE: str(rack)}, capture_output=True, text=True, timeout=120, check=False
+            up,
+            env={**os.environ, RACK_VARIABLE: str(rack)},
+            capture_output=True,
+            text=True,
+            timeout=HANG_S,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         for user in (ANN, BOB):
             argv = [sys.executable, "-m", "pytest", "-m", "device", "-p", "no:cacheprovider", "--rack", str(yaml)]
             home = users.make_home(user, place)
-            argv += ["--modes", "kv", "--pte", str(place / "pte"), "--reports", str(home / "reports")]
+            argv += ["--modes", "kv", "--eval-tokens", "32", "--pte", str(place / "pte")]
+            argv += ["--reports", str(home / "reports")]
             more = {SHARED_VARIABLE: str(shared), RACK_VARIABLE: str(rack)}
             runs[user] = users.started(user, argv, home, place / f"{user.name}.log", **more)
-        deadline = time.monotonic() + 900
+        deadline = time.monotonic() + 3 * HANG_S
         while any(run.poll() is None for run in runs.values()):
             assert time.monotonic() < deadline, "the runs took too long"
             most = max(most, len(list((rack / "phones" / "s24" / "data/local/tmp/htpfarm/run").glob("*"))))
@@ -226,7 +230,7 @@ def test_two_pytest_runs_of_two_users_on_one_virtual_rack(place: Path, tiny_arti
     finally:
         for run in runs.values():
             run.kill()
-            run.wait(timeout=30)
+            run.wait(timeout=HANG_S)
         manage.down(rack)
 
 

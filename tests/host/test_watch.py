@@ -7,14 +7,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import browser, overflows, page, serious
+from events import HANG_S, until
 from sample_run import BROKEN, EVIL, GOOD, OLD, UNRUN, artifact, planned, records, run_info, sample
 
 from harness.conduct.live import LiveLog
@@ -104,7 +105,7 @@ class Server:
     port: int
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         try:
             connection.request(method, path, headers=headers)
             answer = connection.getresponse()
@@ -114,7 +115,7 @@ class Server:
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Each state that is sent, as long as it is read."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         connection.request("GET", "/events")
         answer = connection.getresponse()
         assert answer.getheader("content-type", "").startswith("text/event-stream")
@@ -139,18 +140,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         assert str(folder) in line
         port = int(line.split(":")[2].split("/")[0])
         made = Server(folder, port)
-        until = time.monotonic() + 60
-        while True:
-            try:
-                assert made.ask("/state")[0] == 200
-                break
-            except OSError:
-                assert time.monotonic() < until
-                time.sleep(0.2)
+
+        def answers() -> bool:
+            with suppress(OSError):
+                return made.ask("/state")[0] == 200
+            return False
+
+        until(answers)
         yield made
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=HANG_S)
 
 
 def test_the_page_fills_up_and_survives_a_reload_in_a_browser(server: Server) -> None:

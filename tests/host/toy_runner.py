@@ -2,17 +2,18 @@
 
     python toy_runner.py --x_serve
 
-TOY, a JSON object in the environment: `step_s` (a step takes so long), `fail_at` (number of the step that fails),
-`fail_as` (the exception's name), `scale` (of the logits), `noise` (text on descriptor 1 while loading), `lookahead`
-(its three settings), `prefill` (false: a program of kv mode).
+TOY, a JSON object in the environment: `stuck_at` (number of the step that never ends; the runner's folder has a file
+`stuck` from then on), `fail_at` (number of the step that fails), `fail_as` (the exception's name), `scale` (of the
+logits), `noise` (text on descriptor 1 while loading), `lookahead` (its three settings), `prefill` (false: a program of kv
+mode).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,15 +34,18 @@ CONTEXT, AR = 16, 4
 
 
 @dataclass
-class SlowHtp(ToyHtp):
-    """Takes its time, and fails at one step."""
+class FaultyHtp(ToyHtp):
+    """Fails at one step, and is stuck for good at another."""
 
-    step_s: float = 0.0
+    stuck_at: int = 0
     fail_at: int = 0
     fail_as: type[Exception] = ProductError
 
     def run(self, graph: str, inputs: Sequence[Array]) -> list[Array]:
-        time.sleep(self.step_s)
+        if self.calls + 1 == self.stuck_at:
+            Path("stuck").touch()
+            while True:
+                signal.pause()
         if self.calls + 1 == self.fail_at:
             self.calls += 1
             raise self.fail_as("the step failed")
@@ -57,8 +61,8 @@ def load(*_: Any) -> cli.Loaded:
     prefill = wanted.get("prefill", True)
     info = toy_info(CONTEXT, AR, prefill=prefill, decode_ar=settings.ar_len if settings else 1)
     info = replace(info, logits_scale=wanted.get("scale", 0.01))
-    step_s, fail_at = wanted.get("step_s", 0.0), wanted.get("fail_at", 0)
-    htp = SlowHtp(info, 0, step_s, fail_at, kinds[wanted.get("fail_as", "ProductError")])
+    stuck_at, fail_at = wanted.get("stuck_at", 0), wanted.get("fail_at", 0)
+    htp = FaultyHtp(info, 0, stuck_at, fail_at, kinds[wanted.get("fail_as", "ProductError")])
     tokenizer = load_tokenizer(MODELS / "tiny_llama" / "tokenizer.model")
     return cli.Loaded(None, Session(htp), tokenizer, frozenset(), Lookahead(settings) if settings else None)  # type: ignore[arg-type]
 

@@ -169,11 +169,28 @@ class _Both:
     seconds: float = 0.0
 
 
+def say_probed(seen: Observation) -> None:
+    """An answer as the worker's event."""
+    emit(Event("probed", seen.gate, seen.seconds, json.dumps(to_dict(seen))))
+
+
 class Prober:
     """Runs a job's tasks in forked children."""
 
-    def __init__(self, job: ProbeJob) -> None:
-        self._job = job
+    def __init__(
+        self,
+        job: ProbeJob,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        say: Callable[[Observation], None] = say_probed,
+    ) -> None:
+        """
+        Args:
+            job: what is asked.
+            clock: seconds, for each graph's time limit.
+            say: hears each answer.
+        """
+        self._job, self._clock, self._say = job, clock, say
         self._context = multiprocessing.get_context("fork")
         self._graphs: dict[tuple[str, bool], Graph | str] = {}
         self._waiting = [_Task(gate, soc, control=False) for gate, soc in job.tasks]
@@ -208,7 +225,7 @@ class Prober:
         if isinstance(graph, str):
             self._settle(task, Said(Answer.FAILED, evidence=graph))
             return
-        task.started = time.monotonic()
+        task.started = self._clock()
         # Daemonic: a child that hangs ends with this process.
         arguments = (task.stem, task, graph, self._job.folder)
         task.process = self._context.Process(target=_child, args=arguments, daemon=True)
@@ -219,7 +236,7 @@ class Prober:
         """A task's answer once its child has ended; the child is ended when it takes too long."""
         process = task.process
         assert process is not None
-        task.seconds = round(time.monotonic() - task.started, 2)
+        task.seconds = round(self._clock() - task.started, 2)
         if process.is_alive():
             if task.seconds < self._job.seconds:
                 return None
@@ -271,7 +288,7 @@ class Prober:
             seconds=both.seconds,
             log=str(self._job.folder / f"{_Task(task.gate, task.soc, control=False).stem}.log"),
         )
-        emit(Event("probed", task.gate, both.seconds, json.dumps(to_dict(seen))))
+        self._say(seen)
 
 
 def _sizes(feature: Said, control: Said) -> str:

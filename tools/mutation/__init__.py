@@ -1,0 +1,1 @@
+"""Mutation testing of the modules that decide an outcome; `tools/mutants.py` is the command."""
