@@ -12,13 +12,12 @@ import numpy.typing as npt
 
 from harness.build.cache import Artifact
 from harness.build.reference import Reference, load_reference
-from harness.build.witness import LookaheadWitness, Witness, load_lookahead, load_witness
+from harness.build.witness import Witness, load_witness
 from harness.conduct.phone_files import PhoneFiles
 from harness.errors import FailureClass, NotJudgedError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
 from harness.evaluate.judge import Verdict, make_check
-from harness.evaluate.lookahead import course_of
 from harness.farm.deploy import DeployReport, deploy
 from harness.farm.failures import Failure
 from harness.farm.health import HealthBook
@@ -94,15 +93,6 @@ class Attempt:
     def witness(self) -> Witness:
         """What QDQ says of the text and the prompts. Raises NotJudgedError as `load_witness`."""
         return load_witness(self.artifact.reference)
-
-    def lookahead_witness(self, prompts: Sequence[tuple[int, ...]]) -> list[LookaheadWitness]:
-        """What lookahead does on QDQ's logits after each of the prompts, by their fed tokens.
-
-        Raises:
-            NotJudgedError: nothing says so, or not of one of them.
-        """
-        known = load_lookahead(self.artifact.reference, self.settings)
-        return [course_of(known, prompt) for prompt in prompts]
 
     @property
     def qdq(self) -> Callable[[Sequence[int]], npt.NDArray[np.float64]] | None:

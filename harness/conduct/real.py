@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from harness.build.witness import load_lookahead
 from harness.conduct.accuracy import again, further, judge_scores
 from harness.conduct.attempt import Attempt, not_judged_check, verdict
 from harness.conduct.phone_files import phone_files
@@ -173,9 +174,9 @@ def _judge(
     checks, judged, _ = text_checks(cell.id, replies, attempt.witness, attempt.tokenizer, attempt.stop, attempt.qdq)
     if cell.mode is Mode.LOOKAHEAD:
         # Its decode graph takes guesses: the stock runner has no way to score with it.
-        known = attempt.lookahead_witness([reply.fed for reply in replies])
+        known = load_lookahead(attempt.artifact.reference, attempt.settings)
         counts = [count for one in taken for count in accepted_counts(one.result.stderr + one.result.stdout)]
-        return [*checks, counted_check(cell.id, counts, known)]
+        return [*checks, counted_check(cell.id, counts, [course_of(known, reply.fed) for reply in replies])]
     rows = [part for one in judged for part in one.rows]
     return [*checks, *_accuracy(attempt, payload, deployed, info, rows)]
 

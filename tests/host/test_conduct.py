@@ -11,21 +11,16 @@ import pytest
 from events import HANG_S
 
 from harness.build.cache import Artifact
-from harness.build.witness import Guess, LookaheadWitness, save_lookahead
-from harness.conduct.attempt import Attempt
 from harness.conduct.builds import build_file, wait_for_artifact
 from harness.conduct.live import Follower, LiveLog
 from harness.conduct.plan import phone_wish, plan, read_choice
 from harness.conduct.retry import again, crashed_on, undecided, verdict_class
-from harness.errors import BuildError, ConfigError, FailureClass, InfraError, NotJudgedError
+from harness.errors import BuildError, ConfigError, FailureClass, InfraError
 from harness.farm.failures import Failure
 from harness.farm.select import Wish
-from harness.matrix import cells
 from harness.model_file import Lengths, Mode
-from harness.models import load_models
-from harness.paths import MODELS, REPOSITORY
+from harness.paths import REPOSITORY
 from harness.pytest_plugin import asks_for_cells
-from harness.soc import find_soc
 from harness.target import Target
 
 RACK = REPOSITORY / "devices.yaml"
@@ -233,23 +228,3 @@ def test_phones_are_chosen_by_name_arch_and_words_of_the_racks_file(tmp_path: Pa
     ):
         with pytest.raises(ConfigError, match=complaint):
             read_choice(rack, "tiny_llama", None, None, wish=wish)
-
-
-@pytest.mark.parametrize("text", [None, "[", "[]", "[1]", '[{"prompt": [1, 5]}]'])
-def test_a_lookahead_witness_that_says_nothing_of_a_prompt_judges_nothing(tmp_path: Path, text: str | None) -> None:
-    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.LOOKAHEAD], [find_soc("SM8650")])
-    attempt = Attempt(None, cell, Artifact("k", tmp_path / "model.pte", tmp_path, {}), None, 1)  # type: ignore[arg-type]
-    if text is not None:
-        (tmp_path / "lookahead-3-4-4.json").write_text(text)
-    with pytest.raises(NotJudgedError, match="witness of lookahead") as caught:
-        attempt.lookahead_witness([(1, 5)])
-    assert caught.value.where == str(tmp_path / "lookahead-3-4-4.json")
-    assert "compile the lookahead cell again" in caught.value.remedy
-
-
-def test_a_lookahead_witness_answers_in_the_order_asked(tmp_path: Path) -> None:
-    (cell,) = cells([load_models(MODELS)["tiny_llama"]], [Mode.LOOKAHEAD], [find_soc("SM8650")])
-    attempt = Attempt(None, cell, Artifact("k", tmp_path / "model.pte", tmp_path, {}), None, 1)  # type: ignore[arg-type]
-    said = {(1, 5): LookaheadWitness(3, 1, {(1, (5, 6)): Guess(7, 0.5)}), (1, 6): LookaheadWitness(4, 0, {})}
-    save_lookahead(tmp_path / "lookahead-3-4-4.json", said)
-    assert attempt.lookahead_witness([(1, 6), (1, 5)]) == [said[1, 6], said[1, 5]]

@@ -4,8 +4,8 @@
 
 TOY, a JSON object in the environment: `stuck_at` (number of the step that never ends; the runner's folder has a file
 `stuck` from then on), `fail_at` (number of the step that fails), `fail_as` (the exception's name), `scale` (of the
-logits), `noise` (text on descriptor 1 while loading), `lookahead` (its three settings),
-`prefill` (false: a program of kv mode).
+logits), `noise` (text on descriptor 1 while loading), `lookahead` (its three settings), `prefill` (false: a program of
+kv mode).
 """
 
 from __future__ import annotations
