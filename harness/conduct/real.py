@@ -20,7 +20,7 @@ from harness.errors import ConfigError, NotJudgedError
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
 from harness.evaluate.judge import delegation_check, grey, qdq_check
-from harness.evaluate.lookahead import counted_check
+from harness.evaluate.lookahead import counted_check, course_of
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.seams import Stage

@@ -12,7 +12,7 @@ from harness.conduct.replies import Answered, run_prompts
 from harness.conduct.speed_witness import speed_check
 from harness.errors import NotJudgedError
 from harness.evaluate.judge import delegation_check
-from harness.evaluate.lookahead import course_check
+from harness.evaluate.lookahead import course_check, course_of
 from harness.evaluate.text import Judged, text_checks
 from harness.farm.failures import Failure
 from harness.model_file import Mode

@@ -152,11 +152,13 @@ def _guesses(
             if guess is None:
                 continue
             seen += 1
-            if choices[row] != guess.choice:
-                ties += guess.gap <= near
-                if guess.gap > near:
-                    said = f"after {done} tokens row {row} guesses {choices[row]}, QDQ {guess.choice}"
-                    wrong.append(f"{said}, by {guess.gap:.3f} nats")
+            if choices[row] == guess.choice:
+                continue
+            if guess.gap <= near:
+                ties += 1
+            else:
+                said = f"after {done} tokens row {row} guesses {choices[row]}, QDQ {guess.choice}"
+                wrong.append(f"{said}, by {guess.gap:.3f} nats")
     return wrong, ties, seen
 
 

@@ -93,9 +93,9 @@ def read_tokens(reply: Reply, qdq: WitnessText, tokenizer: Tokenizer, rest: Logi
     while left and len(tokens) < reply.range[-1]:
         place = qdq.prompt - 1 + len(tokens)
         if known and place < len(qdq.ids):
-            choices = [int(token) for token in qdq.ids[place]]
+            choices = qdq.ids[place].tolist()
         elif rest is not None:
-            choices = [int(token) for token in likeliest(rest([*reply.fed, *tokens])[-1:])[0]]
+            choices = likeliest(rest([*reply.fed, *tokens])[-1:]).ravel().tolist()
         else:
             break
         before = tokens[-1] if tokens else None
@@ -179,7 +179,7 @@ def count_check(
     for number, (reply, tokens) in enumerate(zip(replies, texts, strict=True)):
         # Where the bytes go on beyond what can be read, the runner's word is all there is.
         count = reply.counted_new + 1 if number in unread else len(tokens)
-        ended = reply.ends_at_stop and bool(tokens) and tokens[-1] in stop and count < reply.range.start
+        ended = reply.ends_at_stop and bool(tokens) and tokens[-1] in stop and count < reply.range.stop
         if count not in reply.range and not ended:
             wrong.append(f"reply {number} has {count} tokens of {reply.wanted} that were asked for")
         elif count != reply.counted_new + 1:
@@ -242,7 +242,7 @@ def judge_reply(
     ties, judged, parted, said = 0, covered, None, ""
     if same < min(len(tokens), len(qdq.continuation)):
         parted, row = same, start + same
-        scale = float(row_scale(qdq.spread[row : row + 1], typical, rules)[0])
+        scale = float(row_scale(qdq.spread, typical, rules)[row])
         said = _parting(number, same, tokens[same], qdq.ids[row], qdq.logprobs[row], scale, rules)
         ties, faults = (ties, [*faults, said]) if said else (1, faults)
     if rest is not None and not said and covered < len(tokens):

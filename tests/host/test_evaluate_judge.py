@@ -250,6 +250,13 @@ def test_either_graph_alone_can_fail() -> None:
         assert check.bound == BOUNDS.phone_vs_qdq_ppl
 
 
+def test_the_graphs_are_named_in_order_and_one_alone_is_held_to_no_other() -> None:
+    text = perplexity_checks("c", scored(prefill=0.0, kv=0.0), BOUNDS)[0].text
+    assert 0 < text.index("of the kv graph") < text.index("of the prefill graph")
+    for graph in ("kv", "prefill"):
+        assert ppl_verdicts(scored(**{graph: 0.0})) == {"phone_vs_qdq_ppl": "PASSED"}
+
+
 def test_a_phone_that_scored_nothing_is_not_judged() -> None:
     assert ppl_verdicts(Scored(WITNESS)) == {"phone_vs_qdq_ppl": "NOT_JUDGED"}
     nothing = scored(kv=0.0)
@@ -307,6 +314,8 @@ def test_quantisation_may_cost_so_much_and_help_as_it_likes(share: float, passed
         assert check.verdict == ("PASSED" if passed else "FAILED")
         assert check.value == pytest.approx(share * bound)
     assert qdq_check("c", ground(2.0), ground(1.5), BOUNDS).passed
+    exact = ratio(ground(2.1).each, ground(2.0).each)
+    assert qdq_check("c", ground(2.0), ground(2.1), bounds(qdq_vs_fp_ppl=exact)).passed
     assert f"float model {math.exp(2):.3f}" in check.text
 
 

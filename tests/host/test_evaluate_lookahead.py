@@ -185,19 +185,6 @@ def test_a_runner_that_never_takes_a_guess_fails() -> None:
     assert "steps: 23, lookahead on the same choices gives" in found
 
 
-def guessed(gap: float) -> Callable[[Sequence[int]], Floats]:
-    """The loop with so many nats between the first two tokens, where the last token is 5."""
-
-    def logits(tokens: Sequence[int]) -> Floats:
-        rows = QDQ(tokens)
-        for row, token in zip(rows, tokens, strict=True):
-            if token == 5:
-                row[(token + 2) % 13] = row[(token + 1) % 13] - gap
-        return rows
-
-    return logits
-
-
 def wrong_guess() -> Runner:
     """In its third step the first guessing row takes the second-likeliest token."""
     return Runner(wrong={2: TREE.guessing_rows[0]})
@@ -224,6 +211,8 @@ def test_a_guess_that_is_wrong_at_a_near_tie_passes_and_is_counted(share: float)
         assert found.startswith("PASSED" if share <= 1 else "FAILED")
         if share <= 1:
             assert found.endswith(", 1 of them near ties")
+            twice = course_check("c", [runner, runner], TREE, [near, near], SPREAD, rules)
+            assert twice.text.endswith(", 2 of them near ties")
         assert check(runner, near, rules, typical=2 * SPREAD).startswith("PASSED")
 
 
@@ -239,7 +228,9 @@ def test_guesses_of_which_the_witness_says_nothing_are_not_compared() -> None:
     none = replace(KNOWN, guesses={})
     assert check(RIGHT, none).startswith("NOT_JUDGED")
     some = replace(KNOWN, guesses=dict(list(KNOWN.guesses.items())[:1]))
-    assert ": 1 guesses held against QDQ" in check(RIGHT, some).replace("); ", ": ")
+    assert "); 1 guesses held against QDQ" in check(RIGHT, some)
+    last = {at: g for at, g in KNOWN.guesses.items() if len(at[1]) == len(TREE.path(TREE.guessing_rows[-1]))}
+    assert f"); {RIGHT.steps} guesses held against QDQ" in check(RIGHT, replace(KNOWN, guesses=last))
     assert course_check("c", [], TREE, [], SPREAD).verdict == "NOT_JUDGED"
     lazy = Runner(verifies=False).walked
     assert check(lazy, none).startswith("FAILED")

@@ -30,6 +30,7 @@ from harness.evaluate.text import (
     text_checks,
     texts_of,
     witness_of,
+    written_check,
 )
 from harness.results.records import CheckRecord
 from harness.runtime.sampling import log_softmax
@@ -139,7 +140,11 @@ def test_the_right_text_passes_every_check(reply: Reply, rest: Logits | None) ->
     assert {check.bound for check in checks.values()} == {0.0}
     assert "12 of 12 greedy tokens held against QDQ, 0 of them near ties" in checks["text_as_qdq"].text
     assert "only QDQ's module" not in checks["text_as_qdq"].text
-    assert checks["token_count"].text == "12 tokens, as many as were asked for"
+    assert [check.text for check in checks.values()][:3] == [
+        "1 replies are written as their tokens spell, byte by byte",
+        "1 prompts were fed whole",
+        "12 tokens, as many as were asked for",
+    ]
 
 
 def test_no_reply_is_no_pass() -> None:
@@ -177,6 +182,20 @@ def test_bytes_that_are_not_the_tokens_are_found_and_placed(make: Any, written: 
     if make is Phone.reply:
         assert f"reply 0 parts from its tokens at byte {place}: written {written[place : place + 40]!r}" in check.text
         assert f"they spell {spell(RIGHT.tokens)[place : place + 40]!r}" in check.text
+
+
+def test_a_runner_that_says_its_tokens_may_write_nothing_beyond_them() -> None:
+    longer = RIGHT.reply(written=RIGHT.reply().written + b"!")
+    assert failed(judge(longer, QDQ, None)) == {"text_written": "FAILED"}
+
+
+def test_each_reply_is_held_to_its_own_tokens() -> None:
+    for check in (
+        lambda: written_check("c", [RIGHT.reply()], [], TOKENIZER),
+        lambda: count_check("c", [RIGHT.reply()], [], frozenset()),
+    ):
+        with pytest.raises(ValueError, match="zip"):
+            check()
 
 
 def test_each_reply_is_held_to_its_own_bytes() -> None:
@@ -251,6 +270,7 @@ def test_only_a_runner_that_ends_at_stop_tokens_may_write_less() -> None:
         for reply in (short.reply(), short.stock()):
             reply = replace(reply, wanted=NEW, ends_at_stop=ends)
             found = failed(judge(reply, QDQ, stop=tokens))
+            assert not Reply("", (), 1, b"", 0, 0).ends_at_stop
             assert found == ({"token_count": "FAILED"} if verdict is None else verdict)
 
 
@@ -325,13 +345,11 @@ def test_a_near_tie_is_as_wide_as_its_row_is_noisy() -> None:
     witness = toy_witness(qdq, prompts=[PROMPT])
     text = witness.prompts[PROMPT]
     row = len(PROMPT) - 1 + 4
-    for spread, rules, tie in ((0.03, RULES, False), (0.04, RULES, True), (0.03, CellRules(tie=11), True)):
+    for spread, width, tie in ((0.05, 5, False), (0.07, 5, True), (0.05, 7, True)):
         spreads = np.full(len(text.inputs), 0.01)
         spreads[row] = spread
         own = replace(text, spread=spreads)
-        found = judge_reply(0, phone.reply(), phone.tokens, own, 0.001, None, replace(rules, tie=rules.tie))
-        tie_width = rules.tie * spread
-        assert (tie_width >= 0.3) is tie
+        found = judge_reply(0, phone.reply(), phone.tokens, own, 0.001, None, CellRules(tie=width))
         assert (found.faults == (), found.ties, found.parted) == (tie, int(tie), 4)
     low = judge_reply(0, phone.reply(), phone.tokens, replace(text, spread=np.zeros(len(text.inputs))), 0.1, None)
     assert not low.faults  # the typical spread is granted to a row that has less
@@ -342,12 +360,32 @@ def test_a_token_that_qdq_hardly_knows_fails_however_wide_a_tie_is() -> None:
     for rest in (None, QDQ):
         found = judge_reply(0, wrong.reply(), wrong.tokens, witness_of_right(), SPREAD, rest, CellRules(tie=1e6))
         assert len(found.faults) == 2
-        assert "at least" in found.faults[1]
+        least = witness_of_right().logprobs[len(PROMPT) - 1 + 3]
+        assert f"which is at least {least[0] - least[-1]:.3f} nats likelier" in found.faults[1]
 
 
 def witness_of_right() -> WitnessText:
     """QDQ's own text after the prompt."""
     return toy_witness(QDQ, prompts=[PROMPT]).prompts[PROMPT]
+
+
+def test_a_tie_that_is_just_as_wide_as_allowed_passes() -> None:
+    text = text_after(QDQ)
+    logprobs = text.logprobs.copy()
+    row = len(PROMPT) - 1
+    logprobs[row, :2] = [-0.5, -1.0]
+    second = Phone(QDQ, {0: 1}, 1)
+    for tie, faults in ((5.0, 0), (4.99, 1)):
+        known = replace(text, logprobs=logprobs)
+        rules = CellRules(tie=tie)
+        assert len(judge_reply(0, second.reply(rows=None), second.tokens, known, SPREAD, None, rules).faults) == faults
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_only_tokens_that_came_are_judged(count: int) -> None:
+    found = judge_reply(0, RIGHT.reply(rows=RIGHT.rows[:count]), RIGHT.tokens[:count], text_after(QDQ), SPREAD, None)
+    assert (found.judged, found.faults, found.parted) == (count, (), None)
+    assert [len(part) for part in found.rows] == ([count] if count else [])
 
 
 def test_tokens_that_are_not_the_likeliest_of_their_own_rows_fail() -> None:
@@ -434,6 +472,10 @@ def test_more_tokens_than_the_witness_has_are_the_modules_to_judge(extra: int) -
     assert (with_module.judged, without.judged) == (NEW + extra, NEW)
     assert (with_module.faults, without.faults, with_module.parted) == ((), (), None)
     assert sum(len(part) for part in with_module.rows) == NEW + extra
+    asked = ToyQdq()
+    judge_reply(0, RIGHT.reply(), RIGHT.tokens, text, SPREAD, asked)
+    read_tokens(RIGHT.stock(most=NEW + 4), text, TOKENIZER, asked)
+    assert asked.calls == 0  # the witness knows all of it
     wrong = Phone(QDQ, {NEW: 1}, NEW + extra)
     assert len(judge_reply(0, wrong.reply(rows=None), wrong.tokens, text, SPREAD, QDQ).faults) == (extra > 0)
 
@@ -453,12 +495,13 @@ def test_the_rows_of_a_reply_are_compared_at_their_places() -> None:
 
 def test_the_rows_after_a_near_tie_are_compared_with_the_modules() -> None:
     qdq, phone = honest(4, 0.5 * TIE)
-    first, second = judge_reply(1, phone.reply(), phone.tokens, text_after(qdq), 2 * SPREAD, qdq).rows
+    rules = CellRules(tie=RULES.tie, floor=1.5)
+    first, second = judge_reply(1, phone.reply(), phone.tokens, text_after(qdq), 2 * SPREAD, qdq, rules).rows
     assert (len(first), len(second)) == (5, 7)
     assert second.where == "reply 1 from token 5 on"
     assert second.graph == "kv"
     assert second.top.max() < 1e-9
-    assert set(second.scale) == {RULES.floor * 2 * SPREAD}
+    assert set(second.scale) == {1.5 * 2 * SPREAD}
     assert first.top[:4].max() < 1e-9 < first.top[4]
 
 
@@ -553,7 +596,9 @@ def test_a_token_that_spells_nothing_is_never_read() -> None:
     qdq = Spelling([7, 0, 8])
     reply = Phone(qdq, count=3).stock()
     assert PIECES[0] == b""
-    assert read_tokens(reply, toy_witness(qdq, prompts=[PROMPT], new=3).prompts[PROMPT], TOKENIZER)[:1] == (7,)
+    read = read_tokens(reply, toy_witness(qdq, prompts=[PROMPT], new=3).prompts[PROMPT], TOKENIZER)
+    assert read[0] == 7
+    assert 0 not in read
 
 
 def test_no_more_tokens_are_read_than_may_have_come() -> None:
@@ -570,7 +615,7 @@ def test_after_a_near_tie_the_bytes_are_read_with_the_module() -> None:
         assert not failed(checks)
         assert "12 of 12 greedy tokens held against QDQ, 1 of them near ties" in checks["text_as_qdq"].text
         cheat = phone.stock(written=phone.stock().written[:-1] + b"!")
-        assert "text_written" in failed(judge(cheat, qdq, qdq))
+        assert failed(judge(cheat, qdq, qdq))["text_written"] == "FAILED"
 
 
 def test_without_the_module_bytes_after_a_near_tie_are_not_judged_and_those_before_are() -> None:
