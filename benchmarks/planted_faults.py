@@ -47,6 +47,7 @@ class Campaign:
         self.builds = Builds(place_of_work)
         self.rows = list(done)
         self._sound: dict[Place, Words] = {}
+        self._good: set[Place] = set()
         self._heard: dict[Place, Path] = {}
         self._battery: dict[tuple[str, str], Words] = {}
         self._log = place_of_work.work / "rows.jsonl"
@@ -67,6 +68,8 @@ class Campaign:
             ran = self.rack.run(place, None, label="sound", memory=self.memory)
             self._heard[place] = self.rack.heard
             self._sound[place] = ran.words
+            if ran.passed:
+                self._good.add(place)
             self._add(Row(CLEAN, "a sound runner", "clean", place.title, ran.outcome, ran.failure_class, ran.reason,
                           ran.checks, seconds=ran.seconds, cpu_s=ran.words.cpu_s, problem=ran.problem))  # fmt: skip
         return self._sound[place]
@@ -89,6 +92,7 @@ class Campaign:
             memory=self.memory and not fault.speed,
         )
         found = effect(ran.words, sound)
+        problem = ran.problem or ("" if place in self._good else "a sound runner fails here, too")
         matters, beyond, strikes = found.matters, "", ran.words.strikes
         if self.more and ran.passed and not (matters or ran.problem or fault.speed):
             more = self._beyond(fault, place, settings)
@@ -101,7 +105,7 @@ class Campaign:
         exempt = "speed alone" if fault.speed else "it is another model" if fault.both else fault.outside
         self._add(Row(fault.name, fault.what, fault.kind, place.title, ran.outcome, ran.failure_class, ran.reason,
                       ran.checks, found.words(), matters, beyond, strikes, ran.seconds, round(ran.words.cpu_s, 1),
-                      ran.problem, exempt))  # fmt: skip
+                      problem, exempt))  # fmt: skip
 
     def _beyond(self, fault: Fault, place: Place, settings: dict[str, str]) -> Words:
         cell, artifact = self.rack.stored(place)

@@ -183,6 +183,8 @@ class Effect:
 def effect(faulty: Words, sound: Words) -> Effect:
     """Compares what was said to the same requests. Pure."""
     found = Effect()
+    if not faulty.said and sound.said:  # it ended before it could say anything
+        return Effect(compared=1, failed=1)
     sums: dict[str, tuple[int, float, float]] = {}
     for key, answers in faulty.said.items():
         if key not in sound.said:

@@ -135,6 +135,12 @@ def test_what_a_fault_changes_is_measured_against_a_sound_runners_words(
     assert found.matters is matters
 
 
+def test_a_runner_that_says_nothing_has_failed(faults: Any) -> None:
+    tap = importlib.import_module("faults.tap")
+    assert tap.effect(tap.Words(), words()).words() == "failed 1/1"
+    assert tap.effect(tap.Words(), words()).matters
+
+
 def row(**changes: Any) -> Any:
     """A row of the table: a fault that was caught."""
     report = importlib.import_module("faults.report")
