@@ -109,6 +109,8 @@ def logprobs_of(rows: TopRows, ids: npt.NDArray[np.int64], expected: Floats) -> 
     One that is not among the phone's likeliest is at most its least one: that is taken, or what is expected where that
     is less.
     """
+    if rows.ids.shape != rows.logprobs.shape or ids.shape != expected.shape:
+        raise ValueError(f"{rows.ids.shape} ids of {rows.logprobs.shape}; {ids.shape} wanted of {expected.shape}")
     same = ids[:, :, None] == rows.ids[:, None, :]  # [n,k,phone's k]
     place = same.argmax(axis=2)
     known = np.take_along_axis(rows.logprobs, place, axis=1)
