@@ -395,6 +395,16 @@ def test_a_failed_try_keeps_evidence_and_says_where(tmp_path: Path, cell: Cell) 
         assert there.attempts("a") == ["PRODUCT"]
 
 
+def test_a_try_that_fails_of_too_big_a_context_says_how_many_shards_mend_it(
+    tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "read_info", lambda _: SimpleNamespace(delegate=None))
+    with rack(tmp_path, "a") as there:
+        found, _ = tried(there, cell, Failure(ENV, "too big", "use more shards", "log", "dsp-memory"))
+    assert found.failure
+    assert found.failure.remedy.startswith("use more shards: set shards: 2 in model.yaml")
+
+
 def test_what_a_try_raises_is_its_failure(tmp_path: Path, cell: Cell) -> None:
     with rack(tmp_path, "a") as there:
         found, taken = tried(there, cell, ProductError("wrong", where="here", remedy="look", evidence="log"))
