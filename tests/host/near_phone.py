@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.farm.connect import COMMAND_SECONDS, AdbServer, PhoneLink, ShellResult, command_line
+from harness.farm.identity import AttachedPhone, PhoneIdentity
 from harness.farm.journal import note
 from harness.farm.shell import AdbFailure, AdbTimeout
 from harness.farm.workspace import BOOT_ID, ROOT
+from harness.inventory import Phone
+from harness.soc import SOCS
 
 # Android's programs: what they print stands in files of the phone's folder.
 TOOLS = {
@@ -131,6 +134,14 @@ def near_phone(root: Path, serial: str = "near", server: AdbServer | None = None
     (root / "logcat").write_text("")
     (root / "tenths").write_text("301\n")
     return NearPhone(serial, server or AdbServer(), root=root)
+
+
+def attached(link: NearPhone, name: str, soc: str | None = "SM8650", **changes: object) -> AttachedPhone:
+    known = SOCS[soc] if soc else None
+    identity = PhoneIdentity(
+        link.serial, "model", "device", known, "label", "reason", "boot-1", "arm64", False, "print"
+    )
+    return AttachedPhone(Phone(name, link.serial, None, known, **changes), link, identity)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
