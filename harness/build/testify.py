@@ -120,7 +120,7 @@ def tree_logits(tree: Tree, settings: Settings, text: Sequence[int], draft: Sequ
     """Logits [len(draft),V] of the rows of one lookahead step after `text`, in one pass."""
     past, rows = len(text), len(draft)
     sees = np.tril(np.ones((past + rows, past + rows), dtype=bool))
-    sees[past:, past:] = False
+    sees[:, past:] = False
     for row in range(rows):
         sees[past + row, [past + place for place in settings.path(row)]] = True
     positions = [*range(past), *(past + offset for offset in settings.offsets[:rows])]

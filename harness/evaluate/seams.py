@@ -142,6 +142,5 @@ def _leg(window: Window, start: int, end: int) -> Leg:
 
 def _junk(window: Window, place: int, context: int) -> tuple[int, ...]:
     """Tokens that the text does not have at a place; as many as the context has room for."""
-    right = window.inputs[min(place, len(window.inputs) - 1)]
-    others = [token for token in dict.fromkeys(window.inputs) if token != right]
+    others = [token for token in dict.fromkeys(window.inputs) if token != window.inputs[place]]
     return tuple((others or list(window.inputs))[: min(JUNK, context - place)])

@@ -229,6 +229,7 @@ def test_a_lookahead_witness_that_cannot_be_read_is_not_judged(tmp_path: Path, t
 
 def tree(tokens: Sequence[int], sees: np.ndarray, positions: Sequence[int], qdq: making.Logits = QDQ) -> Floats:
     """A row's logits are those of the text that it sees, in the order of its positions."""
+    assert (sees.dtype, sees.shape, len(positions)) == (bool, (len(tokens), len(tokens)), len(tokens))
     rows = []
     for row in range(len(tokens)):
         seen = sorted(np.flatnonzero(sees[row]), key=lambda column: positions[column])

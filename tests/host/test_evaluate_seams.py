@@ -177,6 +177,9 @@ def test_in_lookahead_each_handover_is_crossed_by_a_step_of_its_own() -> None:
     after = [(s.leg.keep, len(s.leg.inputs)) for s in stages if s.leg.keep and s.leg.targets]
     assert after == [(31, 16), (32, 16), (33, 16), (65, 16), (111, 16), (112, 16)]
     assert not any(stage.counted for stage in stages[1:])
+    two = decode_stages([first], whole=whole, context=128, prefill_ar=32, decode_ar=2)
+    assert two[0].leg == stages[0].leg
+    assert {len(s.leg.inputs) for s in two if s.leg.keep and s.leg.targets} == {2}
 
 
 def test_other_tokens_are_forgotten_before_decode_goes_on() -> None:
