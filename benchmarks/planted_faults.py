@@ -177,11 +177,12 @@ def run(arguments: argparse.Namespace, work: Path) -> int:
     log = work / "rows.jsonl"
     if not arguments.resume:
         log.unlink(missing_ok=True)
+    before = [row for row in report.read(log) if row.fault != CLEAN]  # the product is run again in any case
     with rack(work) as lab:
         models, modes = arguments.models.split(","), arguments.modes.split(",")
         lab.artifacts(models, modes)
         specs = {model: lab.stored(Place(model, modes[0]))[0].model for model in models}
-        campaign = Campaign(lab, memory=not arguments.no_memory, more=not arguments.no_battery, done=report.read(log))
+        campaign = Campaign(lab, memory=not arguments.no_memory, more=not arguments.no_battery, done=before)
         for model in models:
             for mode in modes:
                 for way in arguments.ways.split(","):

@@ -59,7 +59,7 @@ class Row:
         if self.problem:
             return "PROBLEM"
         if self.fault == CLEAN:
-            return "FAILED" if self.caught else "passed"
+            return f"FAILED ({self.failure_class})" if self.caught else "passed"
         if self.caught:
             if self.matters or self.exempt:
                 return "caught"
@@ -73,7 +73,7 @@ class Row:
     @property
     def wrong(self) -> bool:
         """Whether the benchmark fails by it."""
-        return self.word in ("PROBLEM", "FAILED", "GOT THROUGH")
+        return self.word.startswith(("PROBLEM", "FAILED", "GOT THROUGH"))
 
     def by(self) -> str:
         """What caught it."""

@@ -170,7 +170,7 @@ def row(**changes: Any) -> Any:
         ({"outcome": "PASSED", "exempt": "it is another model"}, "passes (it is another model)", False),
         ({"problem": "INFRA: no phone"}, "PROBLEM", True),
         ({"fault": "none", "outcome": "PASSED"}, "passed", False),
-        ({"fault": "none"}, "FAILED", True),
+        ({"fault": "none"}, "FAILED (PRODUCT)", True),
     ],
 )
 def test_a_fault_that_matters_and_passes_fails_the_benchmark(
