@@ -13,7 +13,7 @@ from harness.errors import ConfigError
 from harness.evaluate.grounds import GroundScore, score_text
 from harness.evaluate.host_scorer import HostScorer, torch_threads
 from harness.results.records import Ground
-from harness.text.heldout import HeldOut
+from harness.text.heldout import HeldOut, begins_with
 
 FILES: dict[Ground, str] = {"FP": FP_FILE, "QDQ": QDQ_FILE}
 
@@ -51,9 +51,9 @@ class Host:
         return (folder / QDQ_FILE).is_file()
 
     def grounds(self, folder: Path, reference: Reference, text: HeldOut) -> tuple[GroundScore, GroundScore]:
-        """FP's and QDQ's scores of a text: those made at compile time where it is the same text, else made now."""
-        if text == reference.held_out:
-            made = (("FP", reference.fp_each), ("QDQ", reference.qdq_each))
+        """FP's and QDQ's scores of a text: those made at compile time of it or of its beginning, else made now."""
+        if begins_with(reference.held_out, text):
+            made = (("FP", reference.fp_each[: text.tokens]), ("QDQ", reference.qdq_each[: text.tokens]))
             fp, qdq = (GroundScore(g, "full", each, text.words, reference.context) for g, each in made)  # type: ignore[arg-type]
             return fp, qdq
         return self._score(folder, "FP", text), self._score(folder, "QDQ", text)

@@ -54,6 +54,18 @@ def beginning(text: HeldOut, tokenizer: Tokenizer, tokens: int) -> HeldOut:
     return HeldOut(tuple(windows), count_words(tokenizer, [token for w in windows for token in w.targets]))
 
 
+def begins_with(text: HeldOut, start: HeldOut) -> bool:
+    """Whether a cut-up text begins with another one, window by window: its last one may be cut short."""
+    pairs = list(zip(text.windows, start.windows, strict=False))
+    return len(pairs) == len(start.windows) and all(
+        whole.inputs[: len(part.inputs)] == part.inputs
+        and whole.targets[: len(part.targets)] == part.targets
+        # Only the last window may end before its own end: a later one would not follow on it.
+        and (number == len(pairs) - 1 or len(part.inputs) == len(whole.inputs))
+        for number, (whole, part) in enumerate(pairs)
+    )
+
+
 def prefix_token(tokenizer: Tokenizer) -> int:
     """What is fed before a text's first token: BOS; of models that know none EOS, as lm-eval does it.
 

@@ -20,7 +20,7 @@ from harness.paths import MODELS
 from harness.results.records import Graph, Ground
 from harness.runtime.score import WindowScore
 from harness.text.decoders import VERSIONS
-from harness.text.heldout import HeldOut, beginning, held_out
+from harness.text.heldout import HeldOut, beginning, begins_with, held_out
 from harness.text.templates import MULTIMODAL, TEMPLATES
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window, rolling_windows
@@ -117,3 +117,21 @@ def test_two_perplexities_compare_over_the_tokens_that_both_cover() -> None:
     assert ratio([-2.0, -2.0], [-1.0, -2.0, -90.0]) == pytest.approx(math.exp(0.5) - 1)
     assert ratio([-1.0, -2.0, -90.0], [-2.0, -2.0]) == pytest.approx(math.exp(-0.5) - 1)
     assert ratio([], [-1.0]) == math.inf
+
+
+def test_a_text_begins_with_its_beginnings_and_with_nothing_else() -> None:
+    whole = HeldOut((Window((1, 2, 3), (2, 3, 4)), Window((4, 5, 6), (5, 6, 7))), 6)
+    first, second = whole.windows
+    cut = Window((4, 5), (5, 6))
+    for windows, good in (
+        ((first, second), True),
+        ((first, cut), True),
+        ((Window((1, 2), (2, 3)),), True),
+        ((), True),
+        ((Window((1, 2), (2, 3)), second), False),
+        ((first, Window((4, 9), (5, 6))), False),
+        ((first, Window((4, 5), (5, 9))), False),
+        ((first, second, cut), False),
+        ((second,), False),
+    ):
+        assert begins_with(whole, HeldOut(windows, 1)) is good, windows
