@@ -158,8 +158,9 @@ def test_folders_that_are_named_must_be_readable_and_others_are_passed_over(tmp_
     assert not below.strict
     assert [one.run for one in below.results()] == ["r1", "r2"]
     assert [one.run for one in RunFolders((good, also)).results()] == ["r2", "r1"]
-    with pytest.raises(ConfigError, match="no record says how the run was started"):
+    with pytest.raises(ConfigError, match="no record says how the run was started") as caught:
         list(RunFolders((tmp_path / "r3",)).results())
+    assert caught.value.where == str(tmp_path / "r3" / RECORDS)
     with pytest.raises(ConfigError):
         list(RunFolders((good, tmp_path / "no-run")).results())
     with pytest.raises((ConfigError, OSError)):
@@ -241,6 +242,17 @@ def test_numbers_are_those_of_the_latest_telling_result_of_each_phone(three_runs
         "r4": (None, ""),
         "r5": (pytest.approx(15.0), "kv"),
     }
+
+
+def test_each_cell_of_a_phone_has_its_numbers(tmp_path: Path) -> None:
+    made: list[Record] = []
+    for cell, decode in ((KV, 1.0), (HYBRID, 2.0)):
+        made += [planned(cell, 75), sample(cell, decode_tok_s=decode), OutcomeRecord(cell, Status.PASSED, phone="s24")]
+    with History(f"sqlite:///{tmp_path / 'history.sqlite'}") as history:
+        history.import_run(write(tmp_path, made))
+        found = {one.cell: one for one in FromHistory(history).results()}
+    assert {cell: one.decode_tok_s for cell, one in found.items()} == {KV: 1.0, HYBRID: 2.0}
+    assert {(one.ppl, one.ppl_graph) for one in found.values()} == {(None, "")}  # no speed is taken for a perplexity
 
 
 def test_every_part_of_a_stored_result(three_runs: str) -> None:
