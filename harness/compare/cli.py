@@ -15,12 +15,13 @@ from rich.table import Table
 
 from harness.errors import HarnessError
 from harness.paths import REPOSITORY
+from harness.results.records import Status
 from harness.results.text import number, perplexity, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.compare.gate import GateResult
+    from harness.compare.gate import GateResult, GoodRun
     from harness.compare.runs import RunComparison
     from harness.history.trend import Trend
     from harness.results.store import RunData
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FOLDER = REPOSITORY / "reports" / "baselines"
 _SHOWN = 20
+_GOOD_RUNS = 30
+"""How many good runs are looked through for the last whole one."""
 
 
 def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -36,16 +39,18 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     compare = verbs.add_parser("compare", parents=[common], help=text, description=text)
     compare.add_argument("base", type=Path, metavar="BASE_RUN")
     compare.add_argument("new", type=Path, metavar="NEW_RUN")
+    _add_allow_missing(compare)
     compare.add_argument("--html", type=Path, metavar="FILE", help="write a page that needs no network")
     compare.add_argument("--markdown", type=Path, metavar="FILE", help="write Markdown")
     compare.set_defaults(verb=_compare)
-    text = "may it go in? exit status 0 yes; 1 the product is wrong or slow; 2 configuration; 3 only the rack"
+    text = "may it go in? exit status 0 yes; 1 wrong, slow, or nobody can say; 2 configuration; 3 only the rack"
     gate = verbs.add_parser("gate", parents=[common], help=text, description=text)
     gate.add_argument("run", type=Path, metavar="RUN", help="a finished run, also one of --ab")
     gate.add_argument(
         "--base", type=Path, metavar="RUN", help="compare with this run; default: the run's own base side"
     )
     gate.add_argument("--history", metavar="URL", help="a database or a file; default as `htpfarm history`")
+    _add_allow_missing(gate)
     _add_baselines(gate)
     gate.set_defaults(verb=_gate)
     text = "accepted runs, as files under reports/baselines/"
@@ -62,6 +67,11 @@ def add_parser(verbs: Any, common: argparse.ArgumentParser) -> None:
     _add_baselines(listed)
 
 
+def _add_allow_missing(parser: argparse.ArgumentParser) -> None:
+    text = "cells that the run did not have, and what it is held against did, do not block"
+    parser.add_argument("--allow-missing", action="store_true", help=text)
+
+
 def _add_baselines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baselines", type=Path, default=FOLDER, metavar="DIR", help="default: reports/baselines")
 
@@ -75,11 +85,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     found = compare_runs(base, new)
     written = _write_pages(base, new, arguments.html, arguments.markdown)
     if arguments.json:
-        print(to_json({**dataclasses.asdict(found), "counts": found.counts}))
+        vanished = [cell.cell for cell in found.vanished]
+        print(to_json({**dataclasses.asdict(found), "counts": found.counts, "vanished": vanished}))
     else:
         print_comparison(found, Console())
         print("\n".join(map(str, written)), end="\n" if written else "")
-    return 1 if found.with_judgement(Judgement.REGRESSED) else 0
+    gone = found.vanished and not arguments.allow_missing
+    return 1 if gone or found.with_judgement(Judgement.REGRESSED) else 0
 
 
 def _write_pages(base: RunData, new: RunData, html: Path | None, markdown: Path | None) -> list[Path]:
@@ -122,7 +134,7 @@ def print_comparison(found: RunComparison, console: Console) -> None:
                 perplexity(one.base),
                 perplexity(one.candidate),
                 change,
-                f"{one.documents} blocks",
+                f"{one.documents} blocks, {one.tokens} tokens",
                 word,
             )
         if cell.text is not None:
@@ -134,6 +146,9 @@ def print_comparison(found: RunComparison, console: Console) -> None:
     console.print(", ".join(f"{count} {word}" for word, count in found.counts.items() if count) or "no cells")
     if regressed := found.with_judgement(Judgement.REGRESSED):
         console.print("REGRESSED: " + ", ".join(cell.cell for cell in regressed))
+    if found.vanished:
+        names = ", ".join(cell.cell for cell in found.vanished)
+        console.print(f"vanished, in the base and not carried out in the new run: {names}", markup=False)
 
 
 def _change(change: float | None, lower: float | None, upper: float | None) -> str:
@@ -147,7 +162,9 @@ def _short(value: str) -> str:
 
 
 def _gate(arguments: argparse.Namespace) -> int:
-    found = run_gate(arguments.run, arguments.base, arguments.history, arguments.baselines)
+    found = run_gate(
+        arguments.run, arguments.base, arguments.history, arguments.baselines, allow_missing=arguments.allow_missing
+    )
     if arguments.json:
         print(to_json({**dataclasses.asdict(found), "passed": found.passed}))
     else:
@@ -155,8 +172,22 @@ def _gate(arguments: argparse.Namespace) -> int:
     return found.status
 
 
-def run_gate(run: Path, base: Path | None = None, history: str | None = None, folder: Path = FOLDER) -> GateResult:
+def run_gate(
+    run: Path,
+    base: Path | None = None,
+    history: str | None = None,
+    folder: Path = FOLDER,
+    *,
+    allow_missing: bool = False,
+) -> GateResult:
     """Judge a run by its base (given, or its own of `--ab`), else by accepted baselines and the history.
+
+    Args:
+        run: its folder.
+        base: the folder of the run to compare with.
+        history: a database or a file.
+        folder: of the baselines.
+        allow_missing: cells that vanished do not block.
 
     Raises:
         ConfigError: a folder has no records, or a baseline is none.
@@ -177,17 +208,22 @@ def run_gate(run: Path, base: Path | None = None, history: str | None = None, fo
     side = base or (own if (own / RECORDS).is_file() else None)
     comparison = compare_runs(load_run(side), data) if side else None
     baselines = load_baselines(folder)
-    trends, last_good = _from_history(summary, run, history, folder)
+    trends, last_good, last_run = _from_history(summary, run, history, folder)
     stated = declared(summary, load_models(MODELS))
-    return gate(summary, comparison, baselines, () if comparison else trends, last_good, stated)
+    past = () if comparison else trends
+    return gate(summary, comparison, baselines, past, last_good, stated, last_run=last_run, allow_missing=allow_missing)
 
 
 def _from_history(
     summary: RunSummary, run: Path, url: str | None, folder: Path
-) -> tuple[Sequence[Trend], Mapping[str, str]]:
-    """Trends that end with the run, and where each cell last passed before it. The run is taken in if it is new."""
+) -> tuple[Sequence[Trend], Mapping[str, str], GoodRun | None]:
+    """Trends that end with the run, where each cell last passed before it, and the last whole run in which none failed.
+
+    The run is taken in if it is new. Accepting a baseline begins the history anew.
+    """
     from harness.compare.baselines import accepted_times
-    from harness.history.query import Choice, list_runs, session_values, standings
+    from harness.compare.gate import GoodRun, last_whole
+    from harness.history.query import Choice, cell_results, list_runs, session_values, standings
     from harness.history.store import History
     from harness.history.trend import trends
     from harness.toolchain.version import version_words
@@ -202,21 +238,37 @@ def _from_history(
             values = session_values(history, Choice(cells, metrics=JUDGED, until=until, target=target))
             ours = {value.cell for value in values if value.run == summary.run.id}
             good = standings(history, Choice(cells, until=summary.run.started, target=target), metrics=("none",))
-            versions = {one.run: one.toolchain for one in list_runs(history)}
+            every = list_runs(history)
+            versions = {one.run: one.toolchain for one in every}
+            since = max((at for (_, kind), at in accepted_times(folder).items() if kind == target), default="")
+            before = [
+                one.run
+                for one in every
+                if (one.target, one.headline) == (target, Status.PASSED.value)
+                and since <= one.started < summary.run.started
+            ]
+            passed = {run: cell_results(history, Choice(run=run)) for run in before[-_GOOD_RUNS:]}
     except HarnessError as error:
         # The run's own failures count also where the history cannot be had.
         Console(stderr=True).print(f"htpfarm: without history: {error}", markup=False)
-        return (), {}
+        return (), {}, None
     found = [
         trend
         for trend in trends(values, accepted_times(folder))
         if trend.cell in ours and trend.latest.run == summary.run.id
     ]
-    return found, {
+    where = {
         one.last_good.cell: f"{one.last_good.run} ({version_words(versions.get(one.last_good.run, {})) or 'unknown'})"
         for one in good
         if one.last_good
     }
+    whole = last_whole(
+        [
+            GoodRun(run, tuple(one.cell for one in ended if one.status == Status.PASSED.value))
+            for run, ended in passed.items()
+        ]
+    )
+    return found, where, whole
 
 
 def print_gate(found: GateResult, console: Console) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.compare.baselines import Accepted, latest_for
-from harness.compare.runs import CellComparison, RunComparison, worst_change
+from harness.compare.runs import CARRIED_OUT, CellComparison, RunComparison, worst_change
 from harness.errors import FailureClass
 from harness.history.query import RunValue
 from harness.history.trend import Trend
-from harness.results.records import Status
+from harness.results.alike import over, sums
+from harness.results.records import PerplexityRecord, Status
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary
 from harness.results.text import change, number
 from harness.verdicts import RULES, Declared, Judgement, Rules, control_discoveries
@@ -21,11 +22,19 @@ _RANKS = {
     FailureClass.CRASH: 1,
     FailureClass.BUILD: 2,
     FailureClass.PERF: 4,
+    FailureClass.INVALID: 5.2,
+    FailureClass.INCONCLUSIVE: 5.4,
+    FailureClass.NOT_JUDGED: 5.6,
     FailureClass.CONFIG: 6,
     FailureClass.ENV: 8,
     FailureClass.INFRA: 8,
 }
-_REGRESSED_ACCURACY, _REGRESSED_SPEED, _NOT_RUN, _NOTE = 3, 4, 7, 9
+# What was measured and is wrong comes first, then what was not measured, or not well enough to say.
+_REGRESSED_ACCURACY, _REGRESSED_SPEED, _VANISHED, _NOT_RUN, _NOTE = 3, 4, 5.8, 7, 9
+_ALLOW = (
+    "run the cells that are missing, or, where they are meant to be (other models, modes or SoCs were chosen), say so: "
+    "--allow-missing"
+)
 _STATUS = {FailureClass.CONFIG: 2, FailureClass.INFRA: 3, FailureClass.ENV: 3}
 
 
@@ -50,6 +59,19 @@ class Finding:
     evidence: str = ""
     status: int = 0
     last_good: str = ""
+
+
+@dataclass(frozen=True)
+class GoodRun:
+    """A run before this one, on the same target, in which no cell failed.
+
+    Attributes:
+        run: its id.
+        cells: ids of those that passed.
+    """
+
+    run: str
+    cells: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,9 @@ def gate(
     last_good: Mapping[str, str] | None = None,
     stated: Mapping[str, Sequence[Declared]] | None = None,
     rules: Rules = RULES,
+    *,
+    last_run: GoodRun | None = None,
+    allow_missing: bool = False,
 ) -> GateResult:
     """Judge a run.
 
@@ -93,6 +118,9 @@ def gate(
         last_good: cell → where it last passed, in words.
         stated: cell → the bounds of its model's file, and how they were kept.
         rules: levels.
+        last_run: of the history, see `last_whole`; its cells and the baselines' have to be in the run, where there is
+            no base.
+        allow_missing: cells that vanished are told, and do not block.
     """
     compared = {cell.cell: cell for cell in comparison.cells} if comparison else {}
     findings: list[Finding] = []
@@ -106,11 +134,8 @@ def gate(
             findings += _against_baseline(cell, latest_for(baselines, cell.id, summary.run.target.value))
     findings += _against_stated(stated or {})
     findings += _against_history([trend for trend in trends if trend.cell not in compared], rules)
-    findings += [
-        Finding(_NOTE, name, f"the base has this cell ({cell.base}), the run does not", status=0)
-        for name, cell in compared.items()
-        if cell.candidate is None
-    ]
+    expected = _expected(comparison, baselines, last_run, summary.run.target.value)
+    findings += _vanished(summary, expected, allow_missing)
     if not summary.cells:
         findings.append(Finding(_NOT_RUN, "", "the run has no cells", "choose some", status=3))
     ordered = tuple(sorted(findings, key=lambda finding: (finding.rank, finding.cell)))
@@ -120,6 +145,53 @@ def gate(
 def _exit_status(findings: Sequence[Finding]) -> int:
     found = {finding.status for finding in findings}
     return next((status for status in (1, 2, 3) if status in found), 0)
+
+
+def last_whole(runs: Sequence[GoodRun]) -> GoodRun | None:
+    """The last of good runs, in the order started, that has all cells of those before it.
+
+    A run that lost cells, or of a few only, is no measure for what the next one has to have.
+    """
+    kept: GoodRun | None = None
+    for run in runs:
+        if kept is None or set(kept.cells) <= set(run.cells):
+            kept = run
+    return kept
+
+
+def _expected(
+    comparison: RunComparison | None, baselines: Sequence[Accepted], last_run: GoodRun | None, target: str
+) -> dict[str, dict[str, str]]:
+    """What the run is held against, in words → cells that it has, and how they ended there."""
+    if comparison:
+        ended = {cell.cell: cell.base for cell in comparison.cells}
+        return {f"the base {comparison.base}": {cell: base for cell, base in ended.items() if base in CARRIED_OUT}}
+    found: dict[str, dict[str, str]] = {}
+    for one in baselines:
+        for cell, kept in one.baseline.cells.items():
+            if one.baseline.target == target and latest_for(baselines, cell, target) is one:
+                found.setdefault(f"the accepted baseline {one.path.name}", {})[cell] = kept.status
+    if last_run:
+        known = {cell for cells in found.values() for cell in cells}
+        new = {cell: Status.PASSED.value for cell in last_run.cells if cell not in known}
+        found[f"the history's last good run {last_run.run}"] = new
+    return found
+
+
+def _vanished(summary: RunSummary, expected: Mapping[str, Mapping[str, str]], allowed: bool) -> list[Finding]:
+    """A finding for each thing the run is held against that has cells which the run did not carry out."""
+    here = {cell.id: cell for cell in summary.cells}
+    found = []
+    for source, cells in expected.items():
+        gone = {cell: here[cell].status if cell in here else "" for cell in sorted(cells)}
+        gone = {cell: status for cell, status in gone.items() if status not in CARRIED_OUT}
+        if not gone:
+            continue
+        names = ", ".join(f"{cell} ({status})" if status else cell for cell, status in gone.items())
+        what = f"{len(gone)} of {len(cells)} cell(s) of {source} vanished: {names}"
+        rank, status = (_NOTE, 0) if allowed else (_VANISHED, 1)
+        found.append(Finding(rank, "", what, _ALLOW, status=status))
+    return found
 
 
 def _against(comparison: RunComparison | None, baselines: Sequence[Accepted], trends: Sequence[Trend]) -> str:
@@ -185,22 +257,27 @@ def _against_baseline(cell: CellSummary, accepted: Accepted | None) -> list[Find
     if accepted is None or cell.status != Status.PASSED.value:
         return []
     kept = accepted.baseline.cells[cell.id].perplexity
-    found = []
-    for score in cell.perplexities:
-        before = kept.get(f"{score.ground}/{score.graph}/{score.tokens}")
-        if before and not score.token_ppl < before * (1 + MARGIN):
-            found.append(
-                Finding(
-                    _REGRESSED_ACCURACY,
-                    cell.id,
-                    f"perplexity on {score.ground} [{score.graph}] {number(score.token_ppl)}, accepted was "
-                    f"{number(before)}: {change(score.token_ppl, before)}",
-                    "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`",
-                    str(accepted.path),
-                    1,
-                )
-            )
-    return found
+    return [
+        finding
+        for score in cell.perplexities
+        for name, before in kept.items()
+        if name.rpartition("/")[0] == f"{score.ground}/{score.graph}"
+        and (finding := _accuracy(cell.id, score, name.rpartition("/")[2], before, str(accepted.path)))
+    ]
+
+
+def _accuracy(cell: str, score: PerplexityRecord, tokens: str, before: float, path: str) -> Finding | None:
+    """A perplexity against the one accepted for as many of the text's first tokens; None where it holds."""
+    where = f"perplexity on {score.ground} [{score.graph}]"
+    if not tokens.isdigit() or int(tokens) not in sums(score):
+        what = f"{where}: INVALID: accepted over {tokens} tokens, scored over {score.tokens}"
+        return Finding(_NOTE, cell, what, "score as many, or accept this run", path)
+    now = over(score, int(tokens))
+    if now < before * (1 + MARGIN):
+        return None
+    what = f"{where} {number(now)} over {tokens} tokens, accepted was {number(before)}: {change(now, before)}"
+    remedy = "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`"
+    return Finding(_REGRESSED_ACCURACY, cell, what, remedy, path, 1)
 
 
 def _against_stated(stated: Mapping[str, Sequence[Declared]]) -> list[Finding]:

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from harness.errors import FailureClass
+from harness.results.alike import alike, sums
 from harness.results.records import ComparisonRecord, PerplexityRecord, SampleRecord, Status
 from harness.results.store import RunData
 from harness.results.summary import NOT_RUN, CellSummary, RunSummary, summarise
@@ -44,6 +45,8 @@ from harness.verdicts.rules import Better
 
 _PRODUCT = (FailureClass.PRODUCT, FailureClass.PERF, FailureClass.BUILD, FailureClass.CRASH)
 _LEVEL = 0.95
+CARRIED_OUT = (Status.PASSED.value, Status.FAILED.value, Status.ERROR.value)
+"""How a cell ends that was tried."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,11 @@ class CellComparison:
     evidence: str = ""
 
     @property
+    def vanished(self) -> bool:
+        """Whether the base carried it out and the candidate did not: it is not there, was not run, or was skipped."""
+        return self.base in CARRIED_OUT and self.candidate not in CARRIED_OUT
+
+    @property
     def judgement(self) -> Judgement:
         """The cell in one word: the worst of what it is made of; text that differs is for people to look at."""
         words = [self.outcome, *(speed.judgement for speed in self.speeds)]
@@ -149,6 +157,11 @@ class RunComparison:
     def with_judgement(self, judgement: Judgement) -> tuple[CellComparison, ...]:
         """The cells of one judgement."""
         return tuple(cell for cell in self.cells if cell.judgement is judgement)
+
+    @property
+    def vanished(self) -> tuple[CellComparison, ...]:
+        """The cells that the base carried out and the candidate did not."""
+        return tuple(cell for cell in self.cells if cell.vanished)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -203,7 +216,7 @@ def compare_cells(
     if base is None or candidate is None:
         return CellComparison(
             cell, base.status if base else None, candidate.status if candidate else None, outcome,
-            reason="planned in one of the runs only",
+            reason="not in the base" if base is None else "not in the new run",
         )  # fmt: skip
     speeds: tuple[SpeedComparison, ...] = ()
     if base.samples and candidate.samples:
@@ -410,18 +423,41 @@ def _tokens(samples: Sequence[SampleRecord]) -> list[tuple[int, int]]:
 def compare_perplexities(
     base: Sequence[PerplexityRecord], candidate: Sequence[PerplexityRecord]
 ) -> dict[str, PerplexityComparison]:
-    """Each of the phone's graphs that both sides scored, over the same tokens."""
-    before = {(score.graph, score.tokens): score for score in base if score.ground == "PHONE"}
+    """Each of the phone's graphs that both sides scored, over the first tokens that both did; INVALID without any."""
+    before = {score.graph: score for score in base if score.ground == "PHONE"}
     return {
-        score.graph: compare_perplexity(_documents(before[key]), _documents(score))
+        score.graph: _compare_scores(before[score.graph], score)
         for score in candidate
-        if score.ground == "PHONE" and (key := (score.graph, score.tokens)) in before
+        if score.ground == "PHONE" and score.graph in before
     }
 
 
-def _documents(score: PerplexityRecord) -> list[Document]:
-    """Block by block where the record has them, else the text as one."""
-    return [Document(tokens, nll) for tokens, nll in score.blocks] or [Document(score.tokens, score.nll_sum)]
+def _compare_scores(base: PerplexityRecord, candidate: PerplexityRecord) -> PerplexityComparison:
+    if math.isfinite(base.nll_sum) and not math.isfinite(candidate.nll_sum):
+        words = f"the candidate's log-likelihoods sum up to {-candidate.nll_sum:g}"
+        return PerplexityComparison(Judgement.REGRESSED, math.inf, reason=words)
+    tokens = alike((base, candidate)).tokens
+    if tokens is None:
+        words = f"{base.tokens} tokens against {candidate.tokens}, and no first ones that both records tell apart"
+        return PerplexityComparison(Judgement.INVALID, math.nan, reason=words)
+    sides = [_documents(score, tokens) for score in (base, candidate)]
+    if [one.tokens for one in sides[0]] != [one.tokens for one in sides[1]]:  # other blocks, or none on one side
+        sides = [[Document(tokens, sums(score)[tokens])] for score in (base, candidate)]
+    found = compare_perplexity(sides[0], sides[1])
+    if tokens == base.tokens == candidate.tokens:
+        return found
+    part = f"over the first {tokens} tokens, of {base.tokens} against {candidate.tokens}"
+    return dataclasses.replace(found, reason=f"{found.reason}; {part}" if found.reason else part)
+
+
+def _documents(score: PerplexityRecord, tokens: int) -> list[Document]:
+    """The text's first tokens: block by block where the record has them, else as one."""
+    found: list[Document] = []
+    for count, nll in score.blocks:
+        if sum(one.tokens for one in found) >= tokens:
+            break
+        found.append(Document(count, nll))
+    return found or [Document(tokens, sums(score)[tokens])]
 
 
 def compare_texts(base: Sequence[SampleRecord], candidate: Sequence[SampleRecord]) -> TextComparison | None:

@@ -9,29 +9,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from harness.compatibility.result import COMPILED, Result
 from harness.errors import FailureClass
 from harness.models import UPSTREAM
-from harness.results.records import Status
+from harness.results.alike import over, sums
+from harness.results.records import PerplexityRecord, Status
 
 _SAYS_NOTHING = (FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG)
+_UNDECIDED = (FailureClass.NOT_JUDGED, FailureClass.INCONCLUSIVE, FailureClass.INVALID)
 
 
 class State(StrEnum):
-    """What a cell of the matrix says."""
+    """What a cell of the matrix says. One that is undecided ran, and nobody can say whether it is right."""
 
     RUNS = "runs"
     FAILS = "fails"
+    UNDECIDED = "undecided"
     UNSUPPORTED = "unsupported"
     NOT_TRIED = "not tried"
 
 
-_WORST_FIRST = (State.FAILS, State.RUNS, State.UNSUPPORTED)
+_WORST_FIRST = (State.FAILS, State.UNDECIDED, State.RUNS, State.UNSUPPORTED)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,25 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The perplexity of a cell, as it may stand beside those of its model's other cells.
+
+    Attributes:
+        value: the perplexity.
+        of: `word` or `token`.
+        graph: the graph that scored it.
+        tokens: over how many of the text's first tokens.
+        note: what has to stand with it; empty of a word's over the same tokens as all of the model's.
+    """
+
+    value: float
+    of: str
+    graph: str
+    tokens: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One cell of the matrix.
 
@@ -53,10 +76,11 @@ class Entry:
         age_days: days since that; None without a result or its time.
         phones: phones with a result that counts, those that fail first.
         failing: of them, those that fail.
-        last_good: the latest result that passed; also of a cell that runs. Of one that fails: before it failed, and on
-            the phone that fails, where there is such a one. Where only a build failed, having compiled is good.
+        last_good: the latest result that passed; also of a cell that runs. Of one that fails or is undecided: before
+            that, and on the same phone, where there is such a one. Where only a build failed, having compiled is good.
         changed: of a cell that fails, what differs in the toolchain since `last_good`.
         note: of a cell that is not tried, what was tried and said nothing.
+        ppl: the perplexity on the phone; None where none was measured.
     """
 
     state: State
@@ -67,6 +91,14 @@ class Entry:
     last_good: Result | None = None
     changed: tuple[Change, ...] = ()
     note: str = ""
+    ppl: Shown | None = None
+
+    @property
+    def word(self) -> str:
+        """The state in its own word: `runs`; of one that is undecided why, as `not judged`."""
+        if self.state is State.UNDECIDED and self.result:
+            return self.result.failure_class.lower().replace("_", " ")
+        return self.state.value
 
 
 @dataclass(frozen=True, order=True)
@@ -142,7 +174,7 @@ def compatibility(results: Iterable[Result], now: str) -> Compatibility:
     rows = tuple(sorted({row for row, _ in groups}))
     columns = tuple(sorted({column for _, column in groups}))
     entries = {(row, column): entry(groups.get((row, column), ()), now) for row in rows for column in columns}
-    return Compatibility(columns, rows, entries, len(runs), now)
+    return Compatibility(columns, rows, _with_perplexities(entries), len(runs), now)
 
 
 def entry(results: Iterable[Result], now: str) -> Entry:
@@ -166,6 +198,48 @@ def entry(results: Iterable[Result], now: str) -> Entry:
     return Entry(state, shown, age_days(shown.time, now), phones, failing, good, changed)
 
 
+def _with_perplexities(entries: Mapping[tuple[Row, Column], Entry]) -> dict[tuple[Row, Column], Entry]:
+    """With the perplexities that may stand side by side: those of a model's cells, whatever mode, SoC and run."""
+    found = dict(entries)
+    for model in sorted({row.model for row, _ in entries}):
+        scored = {
+            key: one.result.scores
+            for key, one in entries.items()
+            if key[0].model == model and one.result and one.result.scores
+        }
+        for key, ppl in zip(scored, shown_alike(list(scored.values())), strict=True):
+            found[key] = replace(found[key], ppl=ppl)
+    return found
+
+
+def shown_alike(cells: Sequence[Sequence[PerplexityRecord]]) -> list[Shown]:
+    """A perplexity of each cell, over the same tokens where all have such.
+
+    A cell may have several graphs that scored different shares of the text: a word's over all that a graph scored if
+    each cell has one that scored as many, unless a token's can be told over more. Of graphs that will do the kv graph
+    comes first: most modes have one.
+    """
+    ordered = [sorted(records, key=lambda record: (record.graph != "kv", -record.tokens)) for records in cells]
+    if not ordered:
+        return []
+    contexts = {r.context_len for records in ordered for r in records}
+    reach = math.inf if len(contexts) == 1 else min(contexts)  # beyond it one looks back further than the other
+    wholes = [{(r.tokens, r.words) for r in records if r.tokens <= reach} for records in ordered]
+    firsts = [{count for r in records for count in sums(r) if count <= reach} for records in ordered]
+    whole = max(set.intersection(*wholes), default=(0, 0))
+    texts = {(r.tokens, r.words) for records in ordered for r in records}
+    one_text = len(texts) == len({tokens for tokens, _ in texts})  # as many tokens of other words: another text
+    first = max(set.intersection(*firsts), default=0) if one_text else 0
+    if whole[0] and whole[0] >= first:
+        picked = [next(r for r in records if (r.tokens, r.words) == whole) for records in ordered]
+        return [Shown(r.word_ppl, "word", r.graph, r.tokens) for r in picked]
+    if first:
+        picked = [next(r for r in records if first in sums(r)) for records in ordered]
+        return [Shown(over(r, first), "token", r.graph, first, f"a token, first {first}") for r in picked]
+    picked = [max(records, key=lambda r: (r.tokens, r.graph == "kv")) for records in ordered]
+    return [Shown(r.word_ppl, "word", r.graph, r.tokens, f"over {r.tokens} tokens") for r in picked]
+
+
 def state_of(result: Result) -> State:
     """What one result says of its cell."""
     if result.status == Status.PASSED:
@@ -173,6 +247,8 @@ def state_of(result: Result) -> State:
     if result.failure_class == FailureClass.UNSUPPORTED:
         return State.UNSUPPORTED
     failed = result.status in (Status.FAILED, Status.ERROR)
+    if failed and result.failure_class in _UNDECIDED:
+        return State.UNDECIDED
     return State.FAILS if failed and result.failure_class not in _SAYS_NOTHING else State.NOT_TRIED
 
 
@@ -203,7 +279,7 @@ def _last_good(ordered: list[Result], shown: Result) -> Result | None:
     good = [
         result for result in ordered if result.status == Status.PASSED and (building or state_of(result) is State.RUNS)
     ]
-    if state_of(shown) is State.FAILS:
+    if state_of(shown) in (State.FAILS, State.UNDECIDED):
         before = [result for result in good if result.time <= shown.time] or good
         good = [result for result in before if _touched(shown) and result.phone == shown.phone] or before
     return good[-1] if good else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.errors import HarnessError
-from harness.results.records import Entry, OutcomeRecord
+from harness.results.records import Entry, OutcomeRecord, PerplexityRecord
 from harness.results.store import RECORDS, read_entries, run_data
 from harness.results.summary import CellSummary, RunSummary, summarise
 
@@ -32,8 +32,7 @@ class Result:
         gate, reason, remedy, evidence: as in `CellSummary`.
         evidence_path: file with all of the evidence, relative to the run's folder; empty without.
         ttft_ms, prefill_tok_s, decode_tok_s: medians over sessions.
-        ppl: word perplexity on the phone; None when it was not measured.
-        ppl_graph: the graph that scored it.
+        scores: the perplexities on the phone, a graph each; what of them is shown, see `matrix.Shown`.
         toolchain: name → version or hash of the run.
     """
 
@@ -57,8 +56,7 @@ class Result:
     ttft_ms: float | None = None
     prefill_tok_s: float | None = None
     decode_tok_s: float | None = None
-    ppl: float | None = None
-    ppl_graph: str = ""
+    scores: tuple[PerplexityRecord, ...] = ()
     toolchain: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,8 +117,6 @@ def run_results(summary: RunSummary, entries: Iterable[Entry] = ()) -> list[Resu
 
 def _result(cell: CellSummary, summary: RunSummary, time: str) -> Result:
     plan = cell.plan
-    # The kv graph first: every mode has one, so that cells of different modes compare.
-    scored = sorted(cell.on("PHONE"), key=lambda record: (-record.tokens, record.graph != "kv"))
     return Result(
         run=summary.run.id,
         cell=cell.id,
@@ -142,7 +138,6 @@ def _result(cell: CellSummary, summary: RunSummary, time: str) -> Result:
         ttft_ms=cell.ttft_ms,
         prefill_tok_s=cell.prefill_tok_s,
         decode_tok_s=cell.decode_tok_s,
-        ppl=scored[0].word_ppl if scored else None,
-        ppl_graph=scored[0].graph if scored else "",
+        scores=cell.on("PHONE"),
         toolchain=summary.run.toolchain,
     )

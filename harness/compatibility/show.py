@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.compatibility.matrix import Change, Column, Compatibility, Entry, Row, State
+from harness.compatibility.matrix import Change, Column, Compatibility, Entry, Row, Shown, State
 from harness.compatibility.result import Result
 from harness.errors import FailureClass
 from harness.farm.signatures import find_signature
@@ -23,12 +23,19 @@ from harness.results.text import NONE, number, perplexity, visible
 from harness.target import Target
 from harness.toolchain.version import qnn_words, version_words
 
-MARKS = {State.RUNS: "✓", State.FAILS: "✗", State.UNSUPPORTED: "–", State.NOT_TRIED: "…"}
+MARKS = {State.RUNS: "✓", State.FAILS: "✗", State.UNDECIDED: "?", State.UNSUPPORTED: "–", State.NOT_TRIED: "…"}
 """A sign for each state, so that colour is never all that tells them apart."""
-_STYLES = {State.RUNS: "green", State.FAILS: "bold red", State.UNSUPPORTED: "dim", State.NOT_TRIED: "yellow"}
+_STYLES = {
+    State.RUNS: "green",
+    State.FAILS: "bold red",
+    State.UNDECIDED: "bold magenta",
+    State.UNSUPPORTED: "dim",
+    State.NOT_TRIED: "yellow",
+}
 STYLE_CLASSES = {
     State.RUNS: "passed",
     State.FAILS: "failed",
+    State.UNDECIDED: "error",
     State.UNSUPPORTED: "skipped",
     State.NOT_TRIED: "not-run",
 }
@@ -58,6 +65,8 @@ CSV_COLUMNS = (
     "prefill_tok_s",
     "decode_tok_s",
     "ppl",
+    "ppl_of",
+    "ppl_tokens",
     "ppl_graph",
     "last_good_run",
     "last_good_time",
@@ -79,12 +88,20 @@ def age(days: float | None) -> str:
     return f"{minutes / 60:.0f} h" if minutes < 48 * 60 else f"{days:.0f} d"
 
 
-def numbers(result: Result) -> str:
-    """`TTFT 88.0 ms, 12.1 tok/s, ppl 52.0 (kv)`: what was measured."""
+def numbers(found: Entry) -> list[str]:
+    """`TTFT 88.0 ms`, `12.1 tok/s`, `ppl 52.0 (kv)`: what was measured."""
+    result = found.result
+    if result is None:
+        return []
     parts = [f"TTFT {number(result.ttft_ms)} ms"] if result.ttft_ms is not None else []
     parts += [f"{number(result.decode_tok_s)} tok/s"] if result.decode_tok_s is not None else []
-    parts += [f"ppl {perplexity(result.ppl)} ({result.ppl_graph})"] if result.ppl is not None else []
-    return ", ".join(parts)
+    parts += [f"ppl {perplexity(found.ppl.value)} ({scored(found.ppl)})"] if found.ppl else []
+    return parts
+
+
+def scored(ppl: Shown) -> str:
+    """`kv`, or `kv, a token, first 128`: what a perplexity is of, as far as it has to be told."""
+    return f"{ppl.graph}, {ppl.note}" if ppl.note else ppl.graph
 
 
 def change(changed: Change) -> str:
@@ -140,8 +157,8 @@ def print_matrix(matrix: Compatibility, console: Console) -> None:
     for row in matrix.rows:
         table.add_row(visible(row.label), *(_words(matrix.entries[row, column]) for column in matrix.columns))
     console.print(table)
-    for row, column, found in matrix.with_state(State.FAILS):
-        console.print(Text(f"{row.label} on {column.soc} ({where(column)})", "bold red"))
+    for row, column, found in _bad(matrix):
+        console.print(Text(f"{row.label} on {column.soc} ({where(column)})", _STYLES[found.state]))
         for line in failure_lines(found):
             console.print(Text(f"    {visible(line)}"), soft_wrap=True)
     reasons = {(e.result.reason, e.result.remedy) for _, _, e in matrix.with_state(State.UNSUPPORTED) if e.result}
@@ -150,8 +167,12 @@ def print_matrix(matrix: Compatibility, console: Console) -> None:
     console.print(", ".join(f"{count} {state}" for state, count in matrix.counts.items()), highlight=False)
 
 
+def _bad(matrix: Compatibility) -> list[tuple[Row, Column, Entry]]:
+    return [*matrix.with_state(State.FAILS), *matrix.with_state(State.UNDECIDED)]
+
+
 def failure_lines(found: Entry) -> list[str]:
-    """What is known of a failing cell, a line each: what, where, since when, what to do."""
+    """What is known of a cell that fails or is undecided, a line each: what, where, since when, what to do."""
     result = found.result
     if result is None:
         return []
@@ -211,17 +232,18 @@ def _on(found: Entry) -> str:
 
 
 def _words(found: Entry) -> Text:
-    text = Text(f"{MARKS[found.state]} {found.state}", _STYLES[found.state])
+    text = Text(f"{MARKS[found.state]} {found.word}", _STYLES[found.state])
     result = found.result
     if result is None:
         return text
     if found.state is State.FAILS:
         text.append(f" {result.failure_class}")
+    if found.state in (State.FAILS, State.UNDECIDED):
         text.append(f"\n{visible(last_good_short(found))}" if found.last_good else "", "dim")
     if found.state is State.UNSUPPORTED:
         text.append(f"\n{visible(result.gate)}")
     if found.state is State.RUNS:
-        text.append("".join(f"\n{part}" for part in numbers(result).split(", ") if part))
+        text.append("".join(f"\n{part}" for part in numbers(found)))
     if result.time:
         text.append(f"\n{age(found.age_days)} old", "dim")
     return text
@@ -235,10 +257,9 @@ def _flat(matrix: Compatibility) -> Iterator[dict[str, Any]]:
 
 def _cell(row: Row, column: Column, found: Entry) -> dict[str, Any]:
     result, good = found.result, found.last_good
-    empty = dict.fromkeys(
-        ("failure_class", "gate", "reason", "remedy", "evidence", "evidence_path", "run", "time", "ppl_graph"), ""
-    )
-    names = [*empty, "ttft_ms", "prefill_tok_s", "decode_tok_s", "ppl"]
+    empty = dict.fromkeys(("failure_class", "gate", "reason", "remedy", "evidence", "evidence_path", "run", "time"), "")
+    names = [*empty, "ttft_ms", "prefill_tok_s", "decode_tok_s"]
+    ppl = found.ppl
     return {
         "model": row.model,
         "mode": row.mode,
@@ -248,6 +269,10 @@ def _cell(row: Row, column: Column, found: Entry) -> dict[str, Any]:
         "target": column.target,
         "state": found.state.value,
         **{name: _plain(getattr(result, name)) if result else empty.get(name) for name in names},
+        "ppl": _plain(ppl.value) if ppl else None,
+        "ppl_of": ppl.of if ppl else "",
+        "ppl_tokens": ppl.tokens if ppl else None,
+        "ppl_graph": ppl.graph if ppl else "",
         "phones": list(found.phones),
         "failing": list(found.failing),
         "age_days": None if found.age_days is None else round(found.age_days, 4),
@@ -290,6 +315,8 @@ def _context(matrix: Compatibility) -> dict[str, Any]:
         "age": age,
         "change": change,
         "where": where,
+        "scored": scored,
+        "bad": _bad(matrix),
         "last_good": last_good,
         "last_good_short": last_good_short,
         "signature": signature,

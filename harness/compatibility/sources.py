@@ -11,8 +11,8 @@ from harness.compatibility.result import Result, Source
 from harness.gates import Version, judge_all
 from harness.matrix import cells
 from harness.models import ModelSpec
-from harness.results.records import Status
-from harness.results.summary import NOT_RUN
+from harness.results.records import PerplexityRecord, Status
+from harness.results.summary import GRAPHS, NOT_RUN
 from harness.soc import Soc
 from harness.target import Target
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from harness.history.query import CellResult as Stored
     from harness.history.store import History
 
-_PPL = "word_ppl[PHONE/"
 _SPEEDS = ("ttft_ms", "prefill_tok_s", "decode_tok_s")
 
 
@@ -59,7 +58,7 @@ class FromHistory:
 
     def results(self) -> Iterable[Result]:
         """All results of the history."""
-        from harness.history.query import Choice, cell_results, evidence_paths, list_runs, medians
+        from harness.history.query import Choice, cell_results, evidence_paths, list_runs, medians, perplexities
 
         choice = Choice(target=self.target)
         toolchains = {run.run: run.toolchain for run in list_runs(self.history, choice)}
@@ -70,9 +69,11 @@ class FromHistory:
         ]
         telling = [result for result in found if state_of(result) is not State.NOT_TRIED]
         latest = {(result.cell, result.target, result.phone): (result.run, result.cell) for result in telling}
-        numbers = medians(self.history, set(latest.values()), (*_SPEEDS, f"{_PPL}*"))
+        numbers = medians(self.history, set(latest.values()), _SPEEDS)
+        scores = perplexities(self.history, set(latest.values()))
         for result in found:
-            yield _with_numbers(result, numbers.get((result.run, result.cell), {}))
+            key = result.run, result.cell
+            yield _with_numbers(result, numbers.get(key, {}), scores.get(key, ()))
 
 
 @dataclass(frozen=True)
@@ -138,19 +139,9 @@ def _from_history(stored: Stored, toolchain: dict[str, str], evidence_path: str)
     )
 
 
-def _with_numbers(result: Result, numbers: Mapping[str, float]) -> Result:
-    scores = {name.removeprefix(_PPL).rstrip("]"): value for name, value in numbers.items() if name.startswith(_PPL)}
-    graph, ppl = _best(scores)
+def _with_numbers(result: Result, numbers: Mapping[str, float], scores: Sequence[PerplexityRecord]) -> Result:
+    """With the speeds and, of each graph of the phone, the last perplexity."""
+    last = {score.graph: score for score in scores if score.ground == "PHONE"}
     speeds = {name: numbers.get(name) for name in _SPEEDS}
-    return replace(result, ppl=ppl, ppl_graph=graph, **speeds)  # type: ignore[arg-type]
-
-
-def _best(scores: dict[str, float]) -> tuple[str, float | None]:
-    """Of `graph/tokens` → perplexity: over the most tokens, the kv graph's first."""
-
-    def place(name: str) -> tuple[int, bool]:
-        graph, _, tokens = name.partition("/")
-        return (-int(tokens) if tokens.isdigit() else 0), graph != "kv"
-
-    name = min(scores, key=place, default=None)
-    return ("", None) if name is None else (name.partition("/")[0], scores[name])
+    ordered = tuple(last[graph] for graph in GRAPHS if graph in last)
+    return replace(result, scores=ordered, **speeds)  # type: ignore[arg-type]

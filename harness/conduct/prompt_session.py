@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.conduct.attempt import Attempt
+from harness.conduct.speed_witness import Witnessed, session_witness
 from harness.errors import FailureClass
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import Failure, classify
@@ -22,10 +23,17 @@ RETAKES = 3
 
 @dataclass(frozen=True)
 class Taken:
-    """A session that counts, and the phone's vitals `before` and `after` it."""
+    """A session that counts.
+
+    Attributes:
+        result: what came of it.
+        vitals: the phone's, `before` and `after` it.
+        witnessed: the runner's times, and this host's.
+    """
 
     result: SessionResult
     vitals: dict[str, dict[str, object]]
+    witnessed: Witnessed
 
 
 def fed_tokens(attempt: Attempt, prompt: str) -> list[int]:
@@ -58,7 +66,7 @@ def take_session(attempt: Attempt, deployed: DeployReport, spec: SessionSpec, nu
         if retake == RETAKES:
             return Failure(FailureClass.ENV, throttle_text(after), "give the phone air, take its case off")
         prepare(attempt.bench.nurse, phone.phone, phone.link)
-    return Taken(result, {"before": before.record(), "after": after.record()})
+    return Taken(result, {"before": before.record(), "after": after.record()}, session_witness(number, result))
 
 
 def sample_record(
@@ -92,6 +100,7 @@ def sample_record(
         settings={"temperature": 0.0, "seq_len": attempt.cell.lengths.max_seq_len, **settings},
         raw={**vars(observer), **(raw or {}), "vitals": taken.vitals},
         attempt=attempt.number,
+        host_ms=round(taken.result.seconds * 1000, 3),
         **more,
     )
 

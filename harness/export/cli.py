@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base", type=Path, metavar="RUN", help="what to hold the run against: in the report, and by --gate"
     )
+    parser.add_argument("--allow-missing", action="store_true", help="with --gate: cells that vanished do not block")
     parser.add_argument("--pytorch", type=Path, metavar="FILE", help="PyTorch's benchmark records v3, JSON")
     parser.add_argument("--prometheus", type=Path, metavar="FILE", help="Prometheus's text format")
     parser.add_argument("--history", metavar="URL", help="whose past runs to draw; default: $HTPFARM_HISTORY, reports/")
@@ -79,7 +80,7 @@ def _answer(arguments: argparse.Namespace) -> Answer:
     from harness.compare.cli import run_gate
     from harness.compare.view import answer
 
-    return answer(run_gate(arguments.run, arguments.base, arguments.history))
+    return answer(run_gate(arguments.run, arguments.base, arguments.history, allow_missing=arguments.allow_missing))
 
 
 def _renderers() -> dict[str, Callable[[RunSummary], str]]:

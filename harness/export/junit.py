@@ -75,7 +75,9 @@ def _numbers(cell: CellSummary) -> str:
         ("load", cell.load_ms, "ms"),
     )
     lines += [f"{name}: {number(value)} {unit}" for name, value, unit in speeds if value is not None]
-    lines += [f"word perplexity, {r.ground} {r.graph}: {perplexity(r.word_ppl)}" for r in cell.perplexities]
+    lines += [
+        f"word perplexity, {r.ground} {r.graph}, {r.tokens} tokens: {perplexity(r.word_ppl)}" for r in cell.perplexities
+    ]
     lines += [f"check {check.name}: {'held' if check.passed else 'BROKEN'}: {check.text}" for check in cell.checks]
     return "\n".join(lines)
 

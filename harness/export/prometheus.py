@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 
+from harness.errors import FailureClass
 from harness.results.summary import CellSummary, RunSummary
 from harness.results.text import visible
 
@@ -24,7 +25,7 @@ _HELP = {
     "htpfarm_cell_prefill_tokens_per_second": "Prefill rate: median over sessions.",
     "htpfarm_cell_decode_tokens_per_second": "Decode rate: median over sessions.",
     "htpfarm_cell_peak_memory_bytes": "The runner's peak resident memory: median over sessions.",
-    "htpfarm_cell_word_perplexity": "Word perplexity of the held-out text.",
+    "htpfarm_cell_word_perplexity": "Word perplexity of the held-out text's first tokens, as many as the label says.",
 }
 
 _Labels = dict[str, str]
@@ -76,10 +77,10 @@ def _cell(cell: CellSummary, target: _Labels) -> Iterator[tuple[str, _Labels, fl
         ("decode_tokens_per_second", cell.decode_tok_s, 1),
         ("peak_memory_bytes", cell.peak_mb, 1e6),
     ):
-        if value is not None:
+        if value is not None and cell.failure_class is not FailureClass.INVALID:
             yield f"htpfarm_cell_{name}", labels, value * unit
     for record in cell.perplexities:
-        where = {"ground": record.ground, "graph": record.graph}
+        where = {"ground": record.ground, "graph": record.graph, "tokens": str(record.tokens)}
         yield "htpfarm_cell_word_perplexity", labels | where, record.word_ppl
 
 

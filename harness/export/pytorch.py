@@ -106,19 +106,22 @@ def _metrics(cell: CellSummary) -> Iterator[Metric]:
         kind = "GIT_JOB" if cell.failure_class is FailureClass.BUILD else "DEVICE_JOB"
         said = {"failure_type": kind, "failure_class": cell.failure_class or "", "reason": cell.reason[:1000]}
         yield Metric(name=FAILURE, benchmark_values=[0.0], extra_info=said)
+    # Speeds that contradict the host's clock are no measurement: who reads these does not see how the cell ended.
+    samples = () if cell.failure_class is FailureClass.INVALID else cell.samples
     named = (
-        ("token_per_sec", [sample.decode_tok_s for sample in cell.samples]),
-        ("prefill_token_per_sec", [sample.prefill_tok_s for sample in cell.samples]),
-        ("median_ttft_ms", [sample.ttft_ms for sample in cell.samples]),
-        ("model_load_time(ms)", [sample.load_ms for sample in cell.samples]),
+        ("token_per_sec", [sample.decode_tok_s for sample in samples]),
+        ("prefill_token_per_sec", [sample.prefill_tok_s for sample in samples]),
+        ("median_ttft_ms", [sample.ttft_ms for sample in samples]),
+        ("model_load_time(ms)", [sample.load_ms for sample in samples]),
     )
-    sessions = {"sessions": _sessions(cell.samples), "phone": ",".join(cell.phones)}
+    sessions = {"sessions": _sessions(samples), "phone": ",".join(cell.phones)}
     for name, values in named:
         if good := _finite(values):
             yield Metric(name=name, benchmark_values=good, extra_info=sessions)
     for record in cell.perplexities:
         if good := _finite([record.word_ppl]):
-            said = {"ground": record.ground, "graph": record.graph, "context_len": str(record.context_len)}
+            scored = {"context_len": str(record.context_len), "tokens": str(record.tokens)}
+            said = {"ground": record.ground, "graph": record.graph, **scored}
             yield Metric(name="word_perplexity", benchmark_values=good, extra_info=said)
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.results import page
-from harness.results.records import Status
+from harness.results.alike import Figure, alike_in
+from harness.results.records import PerplexityRecord, Status
 from harness.results.report import escape_markdown
 from harness.results.summary import NOT_RUN, SIM_NOTE, CellSummary, RunSummary
 from harness.results.text import clock, joined, number, perplexity
@@ -135,12 +136,17 @@ def _numbers(summary: RunSummary) -> Iterator[str]:
     yield ""
     yield f"| cell | phone | {sim}TTFT ms | {sim}prefill tok/s | {sim}decode tok/s | ppl phone (graph) |"
     yield "| --- | --- | ---: | ---: | ---: | ---: |"
+    alike = alike_in(summary)
     for cell in summary.cells:
         if cell.samples or cell.perplexities:
-            ppl = joined(f"{perplexity(record.word_ppl)} ({record.graph})" for record in cell.on("PHONE"))
+            ppl = joined(_perplexity(alike[cell.id].figure(record), record) for record in cell.on("PHONE"))
             speeds = (cell.ttft_ms, cell.prefill_tok_s, cell.decode_tok_s)
             words = (cell.id, joined(cell.phones), *map(number, speeds), ppl)
             yield f"| {' | '.join(escape_markdown(word) for word in words)} |"
+
+
+def _perplexity(shown: Figure, record: PerplexityRecord) -> str:
+    return f"{perplexity(shown.value)} ({record.graph}{f', {shown.note}' if shown.note else ''})"
 
 
 def _short(reason: str) -> str:

@@ -13,7 +13,7 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -143,6 +143,7 @@ class PhoneLink:
         *,
         timeout_s: float = COMMAND_SECONDS,
         env: Mapping[str, str] | None = None,
+        watch: Callable[[bytearray], None] | None = None,
     ) -> ShellResult:
         """Runs a command on the phone, with stdin at its end.
 
@@ -150,6 +151,7 @@ class PhoneLink:
             command: an argument vector, which is quoted, or a line for the phone's `sh` whose data the caller quoted.
             timeout_s: for the whole, in seconds.
             env: variables the command gets in addition.
+            watch: called with all of stderr so far whenever something has arrived.
 
         Raises:
             AdbTimeout: it did not end in time; what it printed is in the error. It may still run on the phone.
@@ -162,7 +164,7 @@ class PhoneLink:
         try:
             with self.open_shell(line, timeout_s=timeout_s) as stream:
                 stream.close_stdin(deadline)
-                status = stream.wait(deadline)
+                status = stream.wait(deadline, watch)
                 result = ShellResult(status, decoded(stream.stdout), decoded(stream.stderr), time.monotonic() - started)
         except AdbFailure as error:
             note(self.serial, line, error.what, time.monotonic() - started, error.stdout, error.stderr)

@@ -7,17 +7,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 
-from harness.errors import (
-    BuildError,
-    ConfigError,
-    CrashError,
-    EnvError,
-    FailureClass,
-    HarnessError,
-    InfraError,
-    ProductError,
-    UnsupportedError,
-)
+from harness.errors import FailureClass, HarnessError, ProductError
 from harness.farm.session import SessionResult
 from harness.farm.signatures import find_signature
 
@@ -92,7 +82,7 @@ def explain(reason: str, said: str, evidence: str) -> Failure:
 
 def error_of(failure: Failure, where: str) -> HarnessError:
     """The failure as an exception of its class, for callers that have no result to return."""
-    kinds = (BuildError, ConfigError, CrashError, EnvError, InfraError, ProductError, UnsupportedError)
+    kinds = HarnessError.__subclasses__()
     kind = next((kind for kind in kinds if kind.failure_class is failure.failure_class), ProductError)
     return kind(failure.reason, where=where, remedy=failure.remedy, evidence=failure.evidence)
 
@@ -130,6 +120,8 @@ def _reason(result: SessionResult) -> str | None:
         return ended_with(result.exit_status)
     if result.observer is None:
         return "the runner exited with 0 but printed no PyTorchObserver record"
+    if nonsense := result.observer.nonsense:
+        return f"the runner's PyTorchObserver record is no measurement: {nonsense}"
     if result.missing:
         return f"the runner wrote no {', '.join(result.missing)}"
     return None

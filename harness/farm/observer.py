@@ -14,7 +14,8 @@ _MARK = "PyTorchObserver "
 class Observer:
     """Counts in tokens, times in ms on the runner's clock (ExecuTorch 1.5.1, `extension/llm/runner/stats.h`).
 
-    `generated_tokens` leaves out the first token, which prefill makes.
+    `generated_tokens` leaves out the first token, which prefill makes. `stated_…` are the rates as the record has them:
+    of the same numbers, so they must agree with what these come to; None where the record leaves them out.
     """
 
     prompt_tokens: int
@@ -25,6 +26,8 @@ class Observer:
     inference_end_ms: float
     prompt_eval_end_ms: float
     first_token_ms: float
+    stated_prefill_tok_s: float | None = None
+    stated_decode_tok_s: float | None = None
 
     @property
     def load_ms(self) -> float:
@@ -37,18 +40,41 @@ class Observer:
         return self.first_token_ms - self.inference_start_ms
 
     @property
-    def prefill_tok_s(self) -> float:
-        """Prompt tokens a second; nan if the clock, which counts whole ms, did not move."""
+    def prefill_tok_s(self) -> float | None:
+        """Prompt tokens a second; None, not measured, if the clock, which counts whole ms, did not move."""
         return _rate(self.prompt_tokens, self.prompt_eval_end_ms - self.inference_start_ms)
 
     @property
-    def decode_tok_s(self) -> float:
-        """Generated tokens a second, of the second token on; nan if none or the clock did not move."""
+    def decode_tok_s(self) -> float | None:
+        """Generated tokens a second, of the second token on; None if there are none or the clock did not move."""
         return _rate(self.generated_tokens, self.inference_end_ms - self.prompt_eval_end_ms)
 
+    @property
+    def nonsense(self) -> str:
+        """What no runner can have measured, in words: a time that is no number, or runs backwards; empty if all can."""
+        for name, value in vars(self).items():
+            if value is not None and not math.isfinite(value):
+                return f"{name} is {value:g}"
+        for earlier, later in _ORDER:
+            if getattr(self, later) < getattr(self, earlier):
+                return f"{later} is {getattr(self, earlier) - getattr(self, later):g} ms before {earlier}"
+        if self.prompt_tokens < 1 or self.generated_tokens < 0:
+            return f"{self.prompt_tokens} prompt tokens, {self.generated_tokens} generated ones"
+        return ""
 
-def _rate(tokens: int, ms: float) -> float:
-    return tokens * 1000.0 / ms if tokens > 0 and ms > 0 else math.nan
+
+_ORDER = (
+    ("model_load_start_ms", "model_load_end_ms"),
+    ("inference_start_ms", "prompt_eval_end_ms"),
+    ("inference_start_ms", "first_token_ms"),
+    ("prompt_eval_end_ms", "inference_end_ms"),
+    ("first_token_ms", "inference_end_ms"),
+)
+"""Pairs of moments, the earlier one first. A model may be loaded long before: that is another clock reading."""
+
+
+def _rate(tokens: int, ms: float) -> float | None:
+    return tokens * 1000.0 / ms if tokens > 0 and ms > 0 else None
 
 
 def parse_observers(stdout: str) -> tuple[Observer, ...]:
@@ -61,18 +87,29 @@ def _parse(text: str) -> Observer | None:
     try:
         data = json.loads(text)
         return _observer(data) if isinstance(data, dict) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
+
+
+def _count(value: float) -> int:
+    """-1, which nothing can have counted, for what is no number."""
+    return int(value) if math.isfinite(value) else -1
+
+
+def _optional(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _observer(data: Mapping[str, float]) -> Observer:
     return Observer(
-        prompt_tokens=int(data["prompt_tokens"]),
-        generated_tokens=int(data["generated_tokens"]),
+        prompt_tokens=_count(data["prompt_tokens"]),
+        generated_tokens=_count(data["generated_tokens"]),
         model_load_start_ms=float(data["model_load_start_ms"]),
         model_load_end_ms=float(data["model_load_end_ms"]),
         inference_start_ms=float(data["inference_start_ms"]),
         inference_end_ms=float(data["inference_end_ms"]),
         prompt_eval_end_ms=float(data["prompt_eval_end_ms"]),
         first_token_ms=float(data["first_token_ms"]),
+        stated_prefill_tok_s=_optional(data.get("prefill_token_per_sec")),
+        stated_decode_tok_s=_optional(data.get("decode_token_per_sec")),
     )

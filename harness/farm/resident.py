@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,9 @@ from harness.errors import ConfigError, FailureClass, HarnessError, InfraError, 
 from harness.farm.connect import PhoneLink
 from harness.farm.deploy import DeployReport
 from harness.farm.failures import ended_with, error_of, explain, last_lines, rebooted
+from harness.farm.finite import refuse_not_finite
 from harness.farm.identity import boot_id
+from harness.farm.moments import ROUND_TRIPS, Claim, round_trips
 from harness.farm.payload import Payload
 from harness.farm.recover import end_session
 from harness.farm.session import (
@@ -76,6 +78,7 @@ class Reply:
         prefill_steps, decode_steps: executions of the graphs.
         accepted: tokens beyond the first of a step, in lookahead; 0 otherwise.
         peak_rss_kib: the runner's highest resident size so far.
+        host_ms: from the request being sent to its answer, on this host's clock.
     """
 
     tokens: tuple[int, ...]
@@ -86,6 +89,7 @@ class Reply:
     decode_steps: int
     accepted: int
     peak_rss_kib: int
+    host_ms: float = 0.0
 
 
 def resident_spec(
@@ -125,6 +129,7 @@ class Resident:
     Attributes:
         ready: what the runner says of itself.
         requests: number of requests answered so far.
+        claims: what the runner said that its turns took, and what this host saw.
         command: the line that runs on the phone.
 
     Raises (from `with`, from each request, and at the end, where the runner has to exit with 0):
@@ -140,6 +145,8 @@ class Resident:
     ) -> None:
         self.command = session_command(spec)
         self.requests = 0
+        self._timed: list[tuple[str, Reply]] = []
+        self._trips: tuple[float, ...] = ()
         self._link = link
         self._deployed = deployed
         self._spec = spec
@@ -157,6 +164,14 @@ class Resident:
         return decoded(self._stderr)
 
     @property
+    def claims(self) -> tuple[Claim, ...]:
+        """See above: a turn's time to first token and the rest of it together, as one answer says both."""
+        adb = max(self._trips, default=0.0)
+        return tuple(
+            Claim("answer", place, reply.ttft_ms + reply.decode_ms, reply.host_ms, adb) for place, reply in self._timed
+        )
+
+    @property
     def alive(self) -> bool:
         """Whether it takes requests."""
         return self._stream is not None and self._failure is None
@@ -172,6 +187,7 @@ class Resident:
             prepare_folder(self._link, self._deployed, self._spec)
             self._stream = self._link.open_shell(self.command, limit=MAX_FRAME + 65536)
             self.ready = _parse_ready(self._exchange(None, self._spec.timeout_s), self._place)
+            self._trips = round_trips(self._link)
         except BaseException:
             self._abandon()
             raise
@@ -201,6 +217,7 @@ class Resident:
 
         Raises:
             ConfigError, ProductError: the runner refuses the request, or failed at it and goes on (`alive`).
+            ProductError: a number of the answer is NaN or infinite.
             HarnessError: the runner is over; see the class. Further requests raise the same error.
         """
         if self._failure is not None:
@@ -214,6 +231,7 @@ class Resident:
             raise self._over(f"the runner answered request {answer.get('id')!r} instead of {number}")
         if answer.get("ok") is not True:
             raise self._refused(answer)
+        refuse_not_finite(answer, f"{self._place}: {op}")
         return {key: value for key, value in answer.items() if key not in ("id", "ok")}
 
     def generate(
@@ -238,6 +256,7 @@ class Resident:
             seed: of the sampling.
             fresh: from an empty cache.
         """
+        started = time.monotonic()
         answer = self.request(
             "generate",
             timeout_s=timeout_s,
@@ -248,7 +267,11 @@ class Resident:
             seed=seed,
             fresh=fresh,
         )
-        return _parse_reply(answer, self._place)
+        reply = replace(_parse_reply(answer, self._place), host_ms=(time.monotonic() - started) * 1000)
+        self._timed.append((f"of a prompt of {len(tokens)}", reply))
+        if len(self._timed) % ROUND_TRIPS == 0:  # whatever keeps adb busy now may not have when the runner started
+            self._trips += round_trips(self._link, 1)
+        return reply
 
     @property
     def _place(self) -> str:
@@ -348,6 +371,7 @@ def _parse_ready(said: Message, place: str) -> Ready:
             where=place,
             remedy="deploy the runner of this version of the harness",
         )
+    refuse_not_finite(said, place)
     try:
         return Ready(
             mode=str(said["mode"]),

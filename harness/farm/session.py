@@ -15,6 +15,7 @@ from harness.errors import ConfigError, InfraError
 from harness.farm.connect import COMMAND_SECONDS, PhoneLink, ShellResult
 from harness.farm.deploy import DeployReport
 from harness.farm.identity import boot_id
+from harness.farm.moments import Arrivals, Moments, round_trips
 from harness.farm.observer import Observer, parse_observers
 from harness.farm.payload import PayloadFile
 from harness.farm.recover import end_session
@@ -69,6 +70,9 @@ class SessionResult:
         timed_out: whether it was ended at its time limit.
         command: the line that ran on the phone.
         killed: what Android's low-memory killer said of the runner, if that ended it.
+        moments: when the lines of its log arrived that say how far it is.
+        round_trips: milliseconds that commands took which do nothing, some before the runner and some after it; none
+            where it did not end by itself.
     """
 
     exit_status: int | None
@@ -83,6 +87,8 @@ class SessionResult:
     timed_out: bool
     command: str
     killed: str = ""
+    moments: Moments = field(default_factory=Moments)
+    round_trips: tuple[float, ...] = ()
 
 
 def prompt_flags(prompts: Sequence[str]) -> tuple[str, ...]:
@@ -143,13 +149,15 @@ def run_session(
     over = False
     try:
         prepare_folder(link, deployed, spec)
-        started = time.monotonic()
-        ran = _run(link, command, spec.timeout_s)
-        seconds = time.monotonic() - started
+        trips = round_trips(link)
+        arrivals = Arrivals()
+        ran = _run(link, command, spec.timeout_s, arrivals)
+        seconds = time.monotonic() - arrivals.started
         after = boot_id_when_back(link, return_s)
         if after == before and (isinstance(ran, AdbLost) or (isinstance(ran, AdbTimeout) and not _began(link, folder))):
             raise ran
         killed = low_memory_kill(link, folder) if isinstance(ran, ShellResult) and ran.exit_status == SIGKILLED else ""
+        trips = (*trips, *round_trips(link)) if isinstance(ran, ShellResult) else ()
         files = _fetch(link, folder, spec.outputs, into)
         end_session(link, folder)
         over = True
@@ -172,6 +180,8 @@ def run_session(
         timed_out=isinstance(ran, AdbTimeout),
         command=command,
         killed=killed,
+        moments=arrivals.moments,
+        round_trips=trips,
     )
 
 
@@ -209,9 +219,9 @@ def prepare_folder(link: PhoneLink, deployed: DeployReport, spec: SessionSpec) -
         link.push(file.path, f"{folder}/{file.name}")
 
 
-def _run(link: PhoneLink, command: str, timeout_s: float) -> ShellResult | AdbTimeout | AdbLost:
+def _run(link: PhoneLink, command: str, timeout_s: float, arrivals: Arrivals) -> ShellResult | AdbTimeout | AdbLost:
     try:
-        return link.shell(command, timeout_s=timeout_s)
+        return link.shell(command, timeout_s=timeout_s, watch=arrivals.see)
     except (AdbTimeout, AdbLost) as error:
         return error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 import adbutils
@@ -138,10 +139,17 @@ class ShellStream:
         self._pending += piece
         self._unpack()
 
-    def wait(self, deadline: float) -> int:
-        """Takes in all output up to the command's end, and returns its status; errors as in `send`."""
+    def wait(self, deadline: float, watch: Callable[[bytearray], None] | None = None) -> int:
+        """Takes in all output up to the command's end, and returns its status; errors as in `send`.
+
+        Args:
+            deadline: see `send`.
+            watch: called with `stderr` whenever something has arrived.
+        """
         while self.exit_status is None:
             self.read(deadline)
+            if watch is not None:
+                watch(self.stderr)
         return self.exit_status
 
     def _send_packet(self, kind: int, data: bytes, deadline: float) -> None:

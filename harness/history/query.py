@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
 
 from harness.history.schema import records, results, runs, sessions
-from harness.results.records import OutcomeRecord, Status
+from harness.results.records import OutcomeRecord, PerplexityRecord, Status, decode
 
 if TYPE_CHECKING:
     from harness.history.store import History
@@ -228,6 +228,35 @@ def evidence_paths(history: History, choice: Choice = Choice()) -> dict[tuple[st
         found = [(str(run), str(cell), str(body)) for run, cell, body in connection.execute(query)]
     last = {(run, cell): json.loads(body).get("evidence_path") for run, cell, body in found}
     return {key: path for key, path in last.items() if path}
+
+
+def perplexities(history: History, wanted: set[tuple[str, str]]) -> dict[tuple[str, str], list[PerplexityRecord]]:
+    """(run, cell) → its perplexities with their blocks, as recorded, in the order written.
+
+    Args:
+        history: the database.
+        wanted: run and cell of each result; those without any are left out.
+    """
+    by_run: dict[str, list[str]] = {}
+    for run, cell in sorted(wanted):
+        by_run.setdefault(run, []).append(cell)
+    found: dict[tuple[str, str], list[PerplexityRecord]] = {}
+    with history.reading() as connection:
+        for run, cells in by_run.items():
+            for start in range(0, len(cells), 500):  # SQLite bounds the parameters of a statement
+                query = (
+                    select(records.c.cell, records.c.body)
+                    .where(
+                        records.c.kind == PerplexityRecord.kind,
+                        records.c.run == run,
+                        records.c.cell.in_(cells[start : start + 500]),
+                    )
+                    .order_by(records.c.line)
+                )
+                for cell_id, body in connection.execute(query):
+                    if isinstance(record := decode(str(body)).record, PerplexityRecord):
+                        found.setdefault((run, str(cell_id)), []).append(record)
+    return found
 
 
 def session_values(history: History, choice: Choice, limit: int | None = None) -> list[SessionValue]:

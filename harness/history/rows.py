@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.errors import FailureClass
 from harness.results.records import OutcomeRecord, SampleRecord, utc_now
 from harness.results.store import RECORDS, Line, read_lines, run_data
 from harness.results.summary import CellSummary, RunSummary, summarise
@@ -155,9 +156,10 @@ def _sessions(cell: CellSummary, summary: RunSummary, clock: _Clock) -> Iterator
         }
 
     # A run of A against B tries what nobody has accepted yet: its speeds are no part of a cell's course.
-    is_ab = any(sample.pair is not None for sample in cell.samples)
+    # Speeds that contradict the host's clock are no measurement.
+    no_speeds = any(sample.pair is not None for sample in cell.samples) or cell.failure_class is FailureClass.INVALID
     by_session = {_session(sample): sample for sample in cell.samples}
-    for metric in () if is_ab else SPEEDS:
+    for metric in () if no_speeds else SPEEDS:
         counts = Counter(_session(sample) for sample in cell.samples if getattr(sample, metric) is not None)
         medians = session_medians((_session(sample), getattr(sample, metric)) for sample in cell.samples)
         for session, value in medians.items():
@@ -170,7 +172,7 @@ def _sessions(cell: CellSummary, summary: RunSummary, clock: _Clock) -> Iterator
         ((f"ttft_ms@{record.prompt_tokens}[{record.graph}]"), record.ttft_ms) for record in cell.ttfts
     )
     counts = Counter(f"ttft_ms@{record.prompt_tokens}[{record.graph}]" for record in cell.ttfts)
-    for metric, value in () if is_ab else curve.items():
+    for metric, value in () if no_speeds else curve.items():
         yield row(metric, "curve", value, counts[metric], (phone, clean(cell.ttfts[-1].serial)), ended)
     for metric, value in _accuracy(cell):
         if not math.isnan(value):

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TypeVar
 from urllib.parse import quote
 
+from harness.results.alike import alike, over
 from harness.results.records import Graph, Ground, PerplexityRecord, TaskRecord
 from harness.results.summary import GRAPHS, GROUNDS, CellSummary, RunSummary
 from harness.results.text import NONE, change, number, perplexity, visible
@@ -43,17 +44,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One perplexity against another of the same words and tokens.
+    """One perplexity against another, over the tokens that both scored.
 
     Attributes:
         other: which other.
         word, token: the change of a word's and of a token's, as `+1.20 %`; NONE where one is not finite. Bounds are
-            on the token's.
+            on the token's. Words are only counted for all that a record scored: NONE too where the two differ in that.
+        tokens: over how many of the text's first tokens.
+        note: `over the first 128 tokens` where one of the two scored more; else empty.
     """
 
     other: PerplexityRecord
     word: str
     token: str
+    tokens: int
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,15 +144,24 @@ def where(record: PerplexityRecord | TaskRecord) -> str:
     return record.ground if record.graph == "full" else f"{record.ground} {record.graph}"
 
 
-def against_before(record: PerplexityRecord, cell: CellSummary) -> Comparison | None:
-    """Against the ground before, through the same graph if that was scored; None where nothing compares."""
-    return next((_compare(record, other) for other in _before(record, cell.perplexities) if _same(record, other)), None)
+def against_before(record: PerplexityRecord, cell: CellSummary, tokens: int | None = None) -> Comparison | None:
+    """Against the ground before, through the same graph if that was scored; None where nothing compares.
+
+    Args:
+        record: which.
+        cell: its cell.
+        tokens: over so many of the text's first tokens; None for all that both scored.
+    """
+    before = (_compare(record, other, tokens) for other in _before(record, cell.perplexities))
+    return next((found for found in before if found), None)
 
 
-def against_kv(record: PerplexityRecord, cell: CellSummary) -> Comparison | None:
+def against_kv(record: PerplexityRecord, cell: CellSummary, tokens: int | None = None) -> Comparison | None:
     """The phone's prefill graph against its kv graph: the same model, so that they should agree; None of others."""
-    others = [other for other in cell.on("PHONE") if other.graph == "kv" and _same(record, other)]
-    return _compare(record, others[0]) if others and (record.ground, record.graph) == ("PHONE", "prefill") else None
+    if (record.ground, record.graph) != ("PHONE", "prefill"):
+        return None
+    others = (_compare(record, other, tokens) for other in cell.on("PHONE") if other.graph == "kv")
+    return next((found for found in others if found), None)
 
 
 def tasks(cell: CellSummary) -> tuple[Task, ...]:
@@ -171,12 +185,15 @@ def link(path: str) -> str:
     return quote(path)  # of a colon too, so that nothing of it reads as a scheme
 
 
-def _compare(record: PerplexityRecord, other: PerplexityRecord) -> Comparison:
-    return Comparison(other, change(record.word_ppl, other.word_ppl), change(record.token_ppl, other.token_ppl))
-
-
-def _same(record: PerplexityRecord, other: PerplexityRecord) -> bool:
-    return (record.tokens, record.words) == (other.tokens, other.words)
+def _compare(record: PerplexityRecord, other: PerplexityRecord, tokens: int | None) -> Comparison | None:
+    both = alike((record, other))
+    count = both.tokens if tokens is None else tokens
+    if count is None:
+        return None
+    word = change(record.word_ppl, other.word_ppl) if both.whole else NONE
+    token = change(over(record, count), over(other, count))
+    note = "" if count == record.tokens == other.tokens else f"over the first {count} tokens"
+    return Comparison(other, word, token, count, note)
 
 
 def _metrics(records: Sequence[TaskRecord]) -> tuple[Metric, ...]:

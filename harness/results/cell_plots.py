@@ -14,6 +14,7 @@ from xml.etree import ElementTree as ET
 from markupsafe import Markup
 
 from harness.results.accuracy import where
+from harness.results.alike import alike_of
 from harness.results.records import SampleRecord
 from harness.results.summary import CellSummary
 from harness.results.text import clock, number, perplexity, visible
@@ -136,20 +137,24 @@ def draw_line(line: Line, ident: str) -> Markup:
 def draw_perplexities(cell: CellSummary, ident: str) -> Markup | None:
     """Perplexity of a token by phase (FP, QDQ, the phone's graphs) as dots on one scale, each with its number.
 
-    Not bars: what is looked for is a percent, and bars start at zero. None with fewer than two finite ones.
+    All over the first tokens that all scored: what was not over the same tokens is no point of one scale. Not bars:
+    what is looked for is a percent, and bars start at zero. None with fewer than two finite ones.
     """
-    found = [(where(record), record.token_ppl) for record in cell.perplexities if _good(record.token_ppl)]
-    if len(found) < 2:
+    both = alike_of(cell)
+    shown = [(where(record), both.token(record).value) for record in cell.perplexities]
+    found = [(name, value) for name, value in shown if _good(value)]
+    if len(found) < 2 or both.tokens is None:
         return None
+    title = f"token perplexity by phase, {both.tokens} tokens"
     values = [value for _, value in found]
     middle = (max(values) + min(values)) / 2
     half = max((max(values) - min(values)) / 2, 0.02 * middle)
     said = ", ".join(f"{name} {perplexity(value)}" for name, value in found)
     row, left = 24, 96
     height = _TOP + row * len(found) + 4
-    svg = new_svg(ident, "token perplexity by phase", said, height)
+    svg = new_svg(ident, title, said, height)
     axes = ET.SubElement(svg, "g", {"class": "axes"})
-    put_label(axes, 2, 14, "token perplexity by phase", "start", "name")
+    put_label(axes, 2, 14, title, "start", "name")
     group = ET.SubElement(svg, "g", {"class": "series s2"})
     for index, (name, value) in enumerate(found):
         y = _TOP + row * (index + 0.5)

@@ -21,6 +21,7 @@ from markupsafe import Markup
 from harness.files import write_atomically
 from harness.results import accuracy, cell_plots, page, pair_plot, text, ttft, ttft_plot
 from harness.results.against import MARKS, STYLES, VERDICTS, Against, percent
+from harness.results.alike import alike_in, alike_of, over
 from harness.results.store import load_run
 from harness.results.summary import (
     SIM_NOTE,
@@ -211,6 +212,9 @@ def _context(summary: RunSummary, past: Pasts) -> dict[str, Any]:
         "ppl_columns": accuracy.columns(record for cell in summary.cells for record in cell.perplexities),
         "task_columns": accuracy.columns(record for cell in summary.cells for record in cell.tasks),
         "where": accuracy.where,
+        "alike": alike_in(summary),
+        "alike_of": alike_of,
+        "over": over,
         "against_before": accuracy.against_before,
         "against_kv": accuracy.against_kv,
         "link": accuracy.link,

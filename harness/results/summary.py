@@ -114,11 +114,6 @@ class CellSummary:
         """The perplexities on one ground, a graph each."""
         return tuple(record for record in self.perplexities if record.ground == ground)
 
-    def graph_of(self, record: PerplexityRecord) -> str:
-        """The graph of one of the cell's perplexities; with the tokens where it scored fewer of them than others."""
-        most = max(other.tokens for other in self.perplexities)
-        return record.graph if record.tokens == most else f"{record.graph}, {record.tokens} tok"
-
 
 @dataclass(frozen=True)
 class RunSummary:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.results.accuracy import Task, TaskValue, columns, with_tasks
+from harness.results.alike import Alike, alike_in
 from harness.results.records import Ground, Status
 from harness.results.summary import NOT_RUN, SIM_NOTE, CellSummary, RunSummary
 from harness.results.text import NONE, count, number, perplexity, visible
@@ -53,7 +54,9 @@ def print_table(summary: RunSummary, file: TextIO) -> None:
 
 def _print(summary: RunSummary, console: Console) -> None:
     console.print(_table(summary))
-    console.print(Text("ppl: perplexity of a word of the held-out text; speeds: medians over sessions", "dim"))
+    note = _common_note(summary)
+    what = "what stands below it" if note is None else note or "a word"
+    console.print(Text(f"ppl: perplexity of the held-out text, of {what}; speeds: medians over sessions", "dim"))
     if summary.is_sim:
         console.print(Text(SIM_NOTE, "yellow"))
     if summary.has_lookahead:
@@ -71,6 +74,13 @@ def _print(summary: RunSummary, console: Console) -> None:
     console.print(Text(visible(summary.verdict), _HEADLINE_STYLES.get(summary.headline, "bold yellow")))
 
 
+def _common_note(summary: RunSummary) -> str | None:
+    """What is to be said of all perplexities of the table, once; None where it is to be said of each."""
+    alike = alike_in(summary)
+    notes = {alike[cell.id].figure(record).note for cell in summary.cells for record in cell.perplexities}
+    return notes.pop() if len(notes) == 1 else None if notes else ""
+
+
 def _table(summary: RunSummary) -> Table:
     sim = "sim\n" if summary.is_sim else ""
     title = f"{summary.run.id} ({summary.run.target.value}{': simulator, no phone' if summary.is_sim else ''})"
@@ -84,12 +94,13 @@ def _table(summary: RunSummary) -> Table:
     for head in ("ppl\nFP", "ppl\nQDQ"):
         table.add_column(head, justify="right", overflow="fold")
     table.add_column("ppl phone\n(graph)", justify="right", overflow="fold")
+    alike, notes = alike_in(summary), _common_note(summary) is None
     for cell in summary.cells:
-        table.add_row(*_row(cell))
+        table.add_row(*_row(cell, alike[cell.id], notes=notes))
     return table
 
 
-def _row(cell: CellSummary) -> list[Text]:
+def _row(cell: CellSummary, alike: Alike, *, notes: bool) -> list[Text]:
     outcome = Text(cell.status, _STYLES[cell.status])
     if cell.status in (Status.FAILED, Status.ERROR) and cell.failure_class:
         outcome.append(f"\n{cell.failure_class}")
@@ -99,9 +110,9 @@ def _row(cell: CellSummary) -> list[Text]:
         Text("\n".join(_wrap(phone, _PHONE_WIDTH) for phone in cell.phones) or NONE),
         outcome,
         *(Text(number(value)) for value in numbers),
-        Text(_ground(cell, "FP")),
-        Text(_ground(cell, "QDQ")),
-        Text(_ground(cell, "PHONE", with_graph=True)),
+        Text(_ground(cell, "FP", alike, notes=notes)),
+        Text(_ground(cell, "QDQ", alike, notes=notes)),
+        Text(_ground(cell, "PHONE", alike, notes=notes, with_graph=True)),
     ]
 
 
@@ -149,11 +160,15 @@ def _say_table(console: Console, head: str, table: Table) -> None:
     console.print(table)
 
 
-def _ground(cell: CellSummary, ground: Ground, *, with_graph: bool = False) -> str:
-    """One line a graph; the graph is named for a phone, and where there are several."""
+def _ground(cell: CellSummary, ground: Ground, alike: Alike, *, notes: bool, with_graph: bool = False) -> str:
+    """One line a graph; the graph is named for a phone, and where there are several; then what the figure is over."""
     records = cell.on(ground)
     named = with_graph or len(records) > 1
-    lines = [perplexity(record.word_ppl) + (f" {cell.graph_of(record)}" if named else "") for record in records]
+    lines = []
+    for record in records:
+        shown = alike.figure(record)
+        lines.append(perplexity(shown.value) + (f" {record.graph}" if named else ""))
+        lines += [shown.note or "a word"] if notes else []
     return "\n".join(lines) or NONE
 
 

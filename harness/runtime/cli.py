@@ -270,9 +270,14 @@ def _generate(
     info = loaded.session.info
     choose = sampler(flags.number("temperature"), info.logits_scale, info.logits_zero_point, flags.integer("x_seed"))
     text = bytearray()
+    begun = False  # the turn's first token is there
 
     def emit(previous: int, token: int) -> None:
+        nonlocal begun
         text.extend(loaded.tokenizer.piece(previous, token))
+        if not begun:
+            begun = True
+            log.info("runner.cpp", 449, f"RSS after prompt prefill: {rss_kib() / 1024:f} MiB (0 if unsupported)")
 
     turns: list[tuple[Stats, Generation]] = []
     tokenized = flags.text("tokenized_prompt") if "tokenized_prompt" in flags.given else None
@@ -288,6 +293,7 @@ def _generate(
             tokens = loaded.tokenizer.encode(shown, bos=loaded.session.n_past == 0)
         _check_length(loaded.session, tokens, seq_len, log)
         text.extend(os.fsencode(shown))
+        begun = False
         result = generate(
             loaded.session,
             tokens,

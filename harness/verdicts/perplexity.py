@@ -41,7 +41,7 @@ class PerplexityComparison:
         ratio: exp(ΣΔNLL / Σtokens): 1.02 is 2% worse; NaN when INVALID.
         lower, upper: its two-sided 90% interval over documents; None of fewer than LEAST_DOCUMENTS.
         documents, tokens: what it is made of.
-        reason: why INVALID.
+        reason: why INVALID; or what part of the text it is of.
         base, candidate: a token's perplexity on each side; None when INVALID.
     """
 

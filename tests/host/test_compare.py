@@ -16,6 +16,7 @@ from harness.cli import main
 from harness.compare.baselines import accept, accepted_times, load_baselines
 from harness.compare.cli import run_gate
 from harness.compare.declared import declared
+from harness.compare.gate import GoodRun, last_whole
 from harness.compare.gate import gate as judged
 from harness.compare.runs import CellComparison, compare_runs
 from harness.errors import ConfigError, FailureClass
@@ -217,6 +218,9 @@ def gate(folder: Path, tmp_path: Path, **changes: object) -> object:
         (OutcomeRecord(GOOD, Status.ERROR, FailureClass.BUILD, "no"), 1),
         (OutcomeRecord(GOOD, Status.ERROR, FailureClass.CONFIG, "no"), 2),
         (OutcomeRecord(GOOD, Status.ERROR, FailureClass.INFRA, "adb"), 3),
+        (OutcomeRecord(GOOD, Status.ERROR, FailureClass.NOT_JUDGED, "no witness"), 1),
+        (OutcomeRecord(GOOD, Status.ERROR, FailureClass.INCONCLUSIVE, "grey"), 1),
+        (OutcomeRecord(GOOD, Status.ERROR, FailureClass.INVALID, "two clocks"), 1),
         (OutcomeRecord(GOOD, Status.SKIPPED, FailureClass.UNSUPPORTED, "V69"), 0),
     ],
     ids=lambda value: getattr(value, "failure_class", None) or str(value),
@@ -270,6 +274,140 @@ def test_the_gate_takes_the_runs_own_base_side(tmp_path: Path) -> None:
     run(candidate, *sessions(1.0), PASSED, name="base")
     found = gate(candidate, tmp_path)
     assert found.status == 1  # type: ignore[attr-defined]
+
+
+OTHER = GOOD.replace("kv", "hybrid") if "kv" in GOOD else f"{GOOD}-2"
+
+
+def pair(*cells: Record, name: str, folder: Path) -> Path:
+    """A run of GOOD and OTHER, ended as told; a cell without an outcome is planned and was not run."""
+    return run(folder, planned(OTHER, 75), *cells, name=name)
+
+
+ENDINGS: dict[str, tuple[Record, ...]] = {
+    "passed": (OutcomeRecord(OTHER, Status.PASSED),),
+    "failed": (OutcomeRecord(OTHER, Status.FAILED, FailureClass.PRODUCT, "wrong"),),
+    "lost": (OutcomeRecord(OTHER, Status.ERROR, FailureClass.INFRA, "adb"),),
+    "skipped": (OutcomeRecord(OTHER, Status.SKIPPED, FailureClass.UNSUPPORTED, "V69"),),
+    "not run": (),
+}
+
+
+@pytest.mark.parametrize("before", ENDINGS)
+@pytest.mark.parametrize("after", [*ENDINGS, "not planned"])
+def test_compare_and_gate_agree_on_what_vanished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: str, after: str
+) -> None:
+    base = pair(PASSED, *ENDINGS[before], name="20260101-000000-0001", folder=tmp_path)
+    new = (
+        run(tmp_path, PASSED, name="20260102-000000-0001")
+        if after == "not planned"
+        else pair(PASSED, *ENDINGS[after], name="20260102-000000-0001", folder=tmp_path)
+    )
+    vanished = before in ("passed", "failed", "lost") and after in ("skipped", "not run", "not planned")
+    (cell,) = [one for one in compare_runs(load_run(base), load_run(new)).cells if one.cell == OTHER]
+    assert cell.vanished is vanished
+    found = gate(new, tmp_path, base=base)
+    said = [one for one in found.findings if "vanished" in one.what]  # type: ignore[attr-defined]
+    assert bool(said) is vanished
+    compare_status = main(["compare", str(base), str(new), "--json"])
+    assert json.loads(capsys.readouterr().out)["vanished"] == ([OTHER] if vanished else [])
+    if vanished:
+        assert (compare_status, found.status, said[0].status) == (1, 1, 1)  # type: ignore[attr-defined]
+        assert OTHER in said[0].what
+        assert "--allow-missing" in said[0].remedy
+        assert cell.judgement is INVALID
+        allowed = gate(new, tmp_path, base=base, allow_missing=True)
+        assert [one.status for one in allowed.findings if "vanished" in one.what] == [0]  # type: ignore[attr-defined]
+        assert main(["compare", str(base), str(new), "--allow-missing"]) == 0
+
+
+def test_all_vanished_cells_are_named_however_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{GOOD}-{number:03d}" for number in range(60)]
+    more: list[Record] = [planned(name, 75) for name in names]
+    base = run(tmp_path, PASSED, *more, *(OutcomeRecord(name, Status.PASSED) for name in names), name="base-1")
+    new = run(tmp_path, PASSED, name="new-1")
+    where = ["--history", str(tmp_path / "h.sqlite"), "--baselines", str(tmp_path / "b")]
+    assert main(["gate", str(new), "--base", str(base), *where]) == 1
+    shown = "".join(capsys.readouterr().out.split())
+    assert "FAIL" in shown
+    assert "60of61cell(s)ofthebasebase-1vanished" in shown
+    assert all(name in shown for name in names)
+    assert main(["gate", str(new), "--base", str(base), "--allow-missing", *where]) == 0
+    assert "PASS" in capsys.readouterr().out
+
+
+def test_cells_of_the_accepted_baseline_have_to_be_in_the_run(tmp_path: Path) -> None:
+    both = pair(PASSED, *ENDINGS["passed"], name="20260101-000000-0001", folder=tmp_path)
+    place = tmp_path / "baselines"
+    accept(both, "two cells", "Ada", place, datetime(2026, 1, 2, tzinfo=UTC))
+    one = run(tmp_path, PASSED, name="20260103-000000-0001")
+    found = gate(one, tmp_path)
+    assert found.status == 1  # type: ignore[attr-defined]
+    (said,) = [finding.what for finding in found.findings]  # type: ignore[attr-defined]
+    assert said.startswith("1 of 2 cell(s) of the accepted baseline 20260102-000000-20260101")
+    assert said.endswith(f"vanished: {OTHER}")
+    assert gate(one, tmp_path, allow_missing=True).status == 0  # type: ignore[attr-defined]
+    # What another baseline says of one cell does not take the other cell's place; another target's says nothing.
+    accept(one, "this one anew", "Ada", place, datetime(2026, 1, 4, tzinfo=UTC))
+    (said,) = [finding.what for finding in gate(one, tmp_path).findings]  # type: ignore[attr-defined]
+    assert said.startswith("1 of 1 cell(s) of the accepted baseline 20260102-")
+    phone = run(tmp_path / "phone", PASSED, name="20260105-000000-0001", target=Target.ANDROID)
+    assert gate(phone, tmp_path).status == 0  # type: ignore[attr-defined]
+
+
+def dated(folder: Path, day: int, *made: Record, target: Target = Target.SIM) -> Path:
+    name, time = f"202601{day:02d}-000000-{day:04x}", f"2026-01-{day:02d}T00:00:00.000+00:00"
+    place = folder / name
+    place.mkdir(parents=True)
+    info = replace(run_info(target), id=name, started=time)
+    (place / RECORDS).write_bytes(b"".join(encode(record, name, time) for record in (info, planned(GOOD, 75), *made)))
+    return place
+
+
+def test_cells_of_the_last_good_run_have_to_be_in_the_run(tmp_path: Path) -> None:
+    other = planned(OTHER, 75)
+    good = dated(tmp_path, 1, other, PASSED, *ENDINGS["passed"])
+    bad = dated(tmp_path, 2, PASSED, planned(LOST, 75), OutcomeRecord(LOST, Status.ERROR, FailureClass.INFRA, "adb"))
+    later = dated(tmp_path, 9, PASSED, planned(LOST, 75), OutcomeRecord(LOST, Status.PASSED))
+    phone = dated(tmp_path, 3, PASSED, planned(BROKEN, 75), OutcomeRecord(BROKEN, Status.PASSED), target=Target.ANDROID)
+    with History(str(tmp_path / "h.sqlite")) as history:
+        list(history.import_runs([good, bad, later, phone]))
+    found = gate(dated(tmp_path, 4, PASSED), tmp_path)
+    assert found.status == 1  # type: ignore[attr-defined]
+    assert [finding.what for finding in found.findings] == [  # type: ignore[attr-defined]
+        f"1 of 2 cell(s) of the history's last good run {good.name} vanished: {OTHER}"
+    ]
+    interrupted = gate(dated(tmp_path, 5, other, PASSED), tmp_path)
+    assert interrupted.status == 1  # type: ignore[attr-defined]
+    assert f"vanished: {OTHER} (NOT RUN)" in "".join(one.what for one in interrupted.findings)  # type: ignore[attr-defined]
+    assert gate(dated(tmp_path, 6, other, PASSED, *ENDINGS["passed"]), tmp_path).status == 0  # type: ignore[attr-defined]
+    # What began to be how it shall be begins the history anew.
+    accept(dated(tmp_path, 7, PASSED), "one cell from now on", "Ada", tmp_path / "baselines")
+    assert gate(dated(tmp_path, 8, PASSED), tmp_path).status == 0  # type: ignore[attr-defined]
+
+
+def test_a_run_that_lost_cells_is_no_measure_for_the_next() -> None:
+    full, less, more = GoodRun("1", ("a", "b")), GoodRun("2", ("a",)), GoodRun("3", ("b", "c", "a"))
+    assert last_whole([]) is None
+    assert last_whole([full, less]) == full
+    assert last_whole([less, full]) == full
+    assert last_whole([full, less, more, less]) == more
+    assert last_whole([full, GoodRun("4", ("b", "a"))]) == GoodRun("4", ("b", "a"))
+
+
+def test_what_is_wrong_comes_before_what_nobody_can_say_and_that_before_the_rack(tmp_path: Path) -> None:
+    kinds = [
+        FailureClass.PRODUCT, FailureClass.CRASH, FailureClass.BUILD, FailureClass.PERF, FailureClass.INVALID,
+        FailureClass.INCONCLUSIVE, FailureClass.NOT_JUDGED, FailureClass.CONFIG, FailureClass.INFRA,
+    ]  # fmt: skip
+    made: list[Record] = [PASSED]
+    for number, kind in enumerate(reversed(kinds)):
+        name = f"tiny_llama-kv-SM8650-r{number}"
+        made += [planned(name, 75), OutcomeRecord(name, Status.ERROR, kind, "why")]
+    found = judged(summarise(load_run(run(tmp_path, *made))))
+    assert [finding.what for finding in found.findings] == [f"{kind}: why" for kind in kinds]
+    assert found.status == 1
 
 
 def nights(tmp_path: Path, speeds: Sequence[float], start: int = 1) -> list[Path]:

@@ -55,6 +55,36 @@ def test_a_failure_on_one_phone_is_not_hidden_by_another() -> None:
     assert found.result.run == "r2"
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("NOT_JUDGED", "not judged"), ("INCONCLUSIVE", "inconclusive"), ("INVALID", "invalid")]
+)
+def test_what_nobody_can_say_is_told_by_its_own_word_and_does_not_run(name: str, word: str) -> None:
+    unsaid = replace(result(day=22), run="r9", status="ERROR", failure_class=name, reason="why not")
+    found = entry([result(day=20), unsaid], NOW)
+    assert (found.state, found.word, found.failing) == (State.UNDECIDED, word, ())
+    assert found.last_good is not None
+    assert found.last_good.run == "r1"
+    assert entry([unsaid, failed(day=23)], NOW).state is State.FAILS
+    assert entry([failed(day=21, phone="oneplus12"), unsaid], NOW).state is State.FAILS
+    assert entry([unsaid, result(day=23)], NOW).state is State.RUNS
+    matrix = compatibility([result(day=20), unsaid], NOW)
+    assert (matrix.counts[State.RUNS], matrix.counts[State.UNDECIDED]) == (0, 1)
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_matrix(matrix, console)
+    html, text, shown = render_html(matrix), render_markdown(matrix), console.export_text()
+    (row,) = csv.DictReader(io.StringIO(render_csv(matrix)))
+    assert (row["state"], row["failure_class"]) == ("undecided", name)
+    assert "0 of 1 cells run" in html
+    assert f"<b>{word}</b>" in html
+    assert 'data-status="error"' in html
+    assert "## Undecided" in text
+    assert f"? {word}, last good" in text
+    for said in (text, shown):
+        assert f"? {word}" in said
+        assert "why not" in said
+        assert "✓" not in said
+
+
 def test_a_build_failure_is_of_all_phones_until_something_runs() -> None:
     found = entry([result(), build_failed()], NOW)
     assert (found.state, found.failing, found.changed) == (State.FAILS, (), (Change("qnn", "2.48", "2.51"),))
@@ -141,7 +171,8 @@ def test_runs_folders_give_what_their_records_say(tmp_path: Path) -> None:
     folder = write_run(tmp_path)
     found = {one.cell: one for one in folder_results(folder)}
     good = found["tiny_llama-hybrid-SM8650@s24"]
-    assert (good.status, good.phone, good.ttft_ms, good.ppl_graph) == ("PASSED", "s24", 410.0, "kv")
+    assert (good.status, good.phone, good.ttft_ms) == ("PASSED", "s24", 410.0)
+    assert [score.graph for score in good.scores] == ["kv", "prefill"]
     assert good.time > "2026-01"
     assert good.toolchain["qnn"] == "2.4.0"
     states = {

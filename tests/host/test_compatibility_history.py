@@ -105,7 +105,7 @@ def cells_of(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str,
 def test_json_says_all_there_is(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(matrix(reports, capsys, "--json"))
     assert data["runs"] == 4
-    assert data["counts"] == {"runs": 2, "fails": 1, "unsupported": 1, "not tried": 5}
+    assert data["counts"] == {"runs": 2, "fails": 1, "undecided": 0, "unsupported": 1, "not tried": 5}
     found = cells_of(data["cells"])
     broken = found["hybrid", "SM8650", "sim"]
     expected = {
@@ -231,7 +231,7 @@ def test_a_history_says_what_the_runs_folders_say(tmp_path: Path) -> None:
     assert stored[BROKEN, KV] == direct[BROKEN, KV]
     assert stored[BROKEN, HYBRID] == direct[BROKEN, HYBRID]
     assert stored[FIRST, KV].decode_tok_s is None
-    bare: dict[str, Any] = {"ttft_ms": None, "prefill_tok_s": None, "decode_tok_s": None, "ppl": None, "ppl_graph": ""}
+    bare: dict[str, Any] = {"ttft_ms": None, "prefill_tok_s": None, "decode_tok_s": None, "scores": ()}
     assert stored[FIRST, KV] == replace(direct[FIRST, KV], **bare)
 
 

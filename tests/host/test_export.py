@@ -19,7 +19,7 @@ from harness.export.junit import render_junit
 from harness.export.prometheus import render_prometheus
 from harness.export.pytorch import FAILURE, BenchmarkRecord, pytorch_records, render_pytorch
 from harness.export.step_summary import LIMIT, append, gate_words, render_summary
-from harness.results import load_run
+from harness.results import Status, load_run
 from harness.results.page import Answer
 from harness.results.report import render_html
 from harness.results.summary import RunSummary, summarise
@@ -83,6 +83,30 @@ def test_a_build_failure_is_an_error_in_junit(mixed: RunSummary) -> None:
     made = render_junit(replace(mixed, cells=(cell,)))
     assert '<error type="BUILD"' in made
     assert "<failure" not in made
+
+
+UNDECIDED = (FailureClass.NOT_JUDGED, FailureClass.INCONCLUSIVE, FailureClass.INVALID)
+
+
+@pytest.mark.parametrize("kind", UNDECIDED)
+def test_what_nobody_can_say_is_an_error_everywhere_and_never_good(mixed: RunSummary, kind: FailureClass) -> None:
+    cell = replace(mixed.cells[0], status=Status.ERROR.value, failure_class=kind, reason="two clocks", checks=())
+    counts = dict.fromkeys(mixed.counts, 0) | {Status.ERROR.value: 1}
+    summary = replace(mixed, cells=(cell,), counts=counts, headline="ERROR")
+    junit = render_junit(summary)
+    assert f'<error type="{kind}"' in junit
+    assert "<failure" not in junit
+    shown = render_summary(summary)
+    assert f"ERROR {kind}" in shown or (kind in shown and "ERROR" in shown)
+    assert "PASSED" not in shown.replace("0 PASSED", "")
+    names = {record.metric.name: record for record in pytorch_records(summary)}
+    assert names[FAILURE].metric.extra_info["failure_class"] == kind
+    assert names[FAILURE].metric.extra_info["failure_type"] == "DEVICE_JOB"
+    text = render_prometheus(summary)
+    assert f'status="ERROR",failure_class="{kind}"' in text
+    # A speed that contradicts the host's clock is no measurement.
+    assert ("token_per_sec" in names) is (kind is not FailureClass.INVALID)
+    assert ("htpfarm_cell_decode_tokens_per_second{" in text) is (kind is not FailureClass.INVALID)
 
 
 def test_the_step_summary_of_500_cells_is_whole_in_its_verdict_and_under_the_limit(big: RunSummary) -> None:

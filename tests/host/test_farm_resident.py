@@ -15,6 +15,7 @@ from farm_rack import link_to, processes
 from runtime_fixtures import ToyHtp, toy_info
 from toy_runner import AR, CONTEXT
 
+from harness.conduct.speed_witness import Witnessed, speed_check
 from harness.errors import ConfigError, CrashError, FailureClass, HarnessError, InfraError, ProductError
 from harness.evaluate.phone_scorer import PhoneScorer
 from harness.evaluate.scorer import Scorer
@@ -152,6 +153,9 @@ def test_many_requests_to_one_process(link: PhoneLink, tmp_path: Path) -> None:
         assert again.tokens == generate(session, [1], seq_len=9, choose=greedy).tokens
         assert (reply.prefill_steps, reply.decode_steps, reply.stopped) == (1, 2, False)
         assert reply.ttft_ms > 0
+        assert 0 < reply.ttft_ms + reply.decode_ms <= reply.host_ms
+        assert [claim.place for claim in resident.claims] == [f"of a prompt of {count}" for count in (3, 3, 1)]
+        assert speed_check("toy", [Witnessed(resident.claims)]).verdict == "PASSED"
         assert resident.requests == 26
         assert len(processes(link, "x_serve")) == 1
     assert seen == [(3, 3)] * 20
@@ -183,6 +187,31 @@ def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path:
     info = toy_info(decode_ar=4)
     with pytest.raises(ConfigError, match="cannot score token by token"):
         StockScorer(link, resident._deployed, Payload((), "r", "m", "t"), info, run_id="x", decoder_version="llama2")
+
+
+def test_an_answer_that_is_no_number_is_the_products_fault(link: PhoneLink, tmp_path: Path) -> None:
+    script = f"""#!{sys.executable}
+import os, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from harness.frames import HEADER_SIZE, PROTOCOL
+def say(text):
+    sys.stdout.buffer.write(len(text).to_bytes(HEADER_SIZE, "big") + text.encode()); sys.stdout.buffer.flush()
+say('{{"op": "ready", "protocol": %d, "mode": "kv", "context": 16, "ar_len": {{"kv_forward": 1}}, "vocab": 13, '
+    '"soc": null, "bos": 1, "eos": 2, "load_ms": 1.0, "peak_rss_kib": 1}}' % PROTOCOL)
+os.read(0, 65536)
+say('{{"id": 1, "ok": true, "windows": [{{"logprobs": [-1.0, NaN], "greedy": [true, true], '
+    '"steps": 2, "seconds": 0}}]}}')
+os.read(0, 65536)
+say('{{"id": 2, "ok": true}}')
+"""
+    path = tmp_path / "nan.py"
+    path.write_text(script)
+    deployed = deploy(link, [PayloadFile(path, "qnn_llama_runner", executable=True)])
+    spec = SessionSpec("nan", 1, "qnn_llama_runner", ("--x_serve",), timeout_s=LIMIT_S)
+    words = r"nan for windows\.0\.logprobs\.1"
+    with Resident(link, deployed, spec) as resident, pytest.raises(ProductError, match=words) as caught:
+        PhoneScorer(resident, "kv").score([Window((1, 2), (2, 3))])
+    assert caught.value.where.endswith("qnn_llama_runner: score")
 
 
 def test_a_refused_request_does_not_end_it(link: PhoneLink, tmp_path: Path) -> None:

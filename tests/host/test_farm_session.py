@@ -20,6 +20,7 @@ from harness.farm.deploy import deploy, free_bytes
 from harness.farm.failures import classify
 from harness.farm.identity import attach, boot_id, identify, survey
 from harness.farm.lease import Owner, acquire
+from harness.farm.moments import BEGINS, ENDS, FIRST_TOKEN, ROUND_TRIPS, Moments
 from harness.farm.payload import PayloadFile, sim_payload
 from harness.farm.recover import leased, sweep
 from harness.farm.session import SessionSpec, prompt_flags, run_session
@@ -91,6 +92,22 @@ def test_an_unknown_serial(rack: RackState, tmp_path: Path) -> None:
     with pytest.raises(AdbFailure) as caught:
         link.push(tmp_path / "f", "/data/local/tmp/f")
     assert "nosuch" in caught.value.stderr
+
+
+def test_a_session_says_when_its_lines_arrived_and_what_adb_takes(link: PhoneLink, tmp_path: Path) -> None:
+    lines = [words.decode() for words in (BEGINS, FIRST_TOKEN, ENDS)]
+    script = "#!/bin/sh\n" + "".join(f"echo 'I 00:00 executorch:x.cpp:1] {line} 3' >&2; sleep 0.2\n" for line in lines)
+    result = run_session(link, deploy_runner(link, tmp_path, script), session(1), tmp_path)
+    seen = result.moments
+    assert seen.begins is not None
+    assert seen.first_token is not None
+    assert seen.ends is not None
+    assert 0 < seen.begins < seen.first_token < seen.ends < result.seconds * 1000
+    assert len(result.round_trips) == 2 * ROUND_TRIPS
+    assert min(result.round_trips) > 0
+    # Half a line, and what only standard output holds, is not seen.
+    script = f"#!/bin/sh\necho '{lines[0]}'\nprintf '{lines[2]}' >&2\n"
+    assert run_session(link, deploy_runner(link, tmp_path, script), session(2), tmp_path).moments == Moments()
 
 
 def test_identify(rack: RackState, link: PhoneLink) -> None:

@@ -222,6 +222,16 @@ def test_speeds_of_a_run_of_a_against_b_are_no_part_of_the_course(url: str, tmp_
     assert stand.latest.run == "20260102-000000-0002"
 
 
+def test_speeds_that_contradict_the_hosts_clock_are_no_part_of_the_course(url: str, tmp_path: Path) -> None:
+    invalid = OutcomeRecord(GOOD, Status.ERROR, FailureClass.INVALID, "two clocks", phone="s24")
+    failed = OutcomeRecord(GOOD, Status.FAILED, FailureClass.PRODUCT, "wrong text", phone="s24")
+    with History(url) as history:
+        history.import_run(night(tmp_path, 1, 10.0, invalid))
+        assert session_values(history, Choice(metrics=("decode_tok_s", "ttft_ms"))) == []
+        history.import_run(night(tmp_path, 2, 10.0, failed))
+        assert len(session_values(history, Choice(metrics=("decode_tok_s",)))) == 2
+
+
 def test_the_migrations_make_the_tables(url: str) -> None:
     with History(url) as history, history.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []

@@ -104,7 +104,7 @@ def test_a_broken_model_has_no_change(tmp_path: Path) -> None:
         found = against_before(record, cell)
         assert found is not None
         assert (found.word, found.token) == ("-", "-")
-    assert f"| {GOOD} | 1.05 | inf (-) | nan (-) | - |" in render_markdown(summary)
+    assert f"| {GOOD} | 1.05 | inf (-) | nan (-) | - | 2032 |" in render_markdown(summary)
     assert "inf" in render_html(summary)
 
 

@@ -228,8 +228,8 @@ def test_markdown_tables_have_the_same_columns_in_each_row(tmp_path: Path) -> No
     assert _rows(numbers[2])[:6] == [GOOD, "s24", "PASSED", "410", "12.2", "3.80"]
     assert _rows(numbers[2])[-2] == "167.5 (kv), 167.8 (prefill)"
     assert _rows(numbers[-1])[2] == "NOT RUN"
-    assert _rows(ppl[2]) == [GOOD, "12.30", "12.42 (+0.99 %)", "12.43 (+0.05 %)", "12.44 (+0.15 %)", "+0.10 %"]
-    assert _rows(ppl[3]) == [BROKEN, "-", "-", "inf", "-", "-"]
+    assert _rows(ppl[2]) == [GOOD, "12.30", "12.42 (+0.99 %)", "12.43 (+0.05 %)", "12.44 (+0.15 %)", "+0.10 %", "2032"]
+    assert _rows(ppl[3]) == [BROKEN, "-", "-", "inf", "-", "-", "2032"]
     assert [_rows(row) for row in ttft[4:]] == [["33", "2", "180"], ["64", "2", "182"], ["a block more", "", "90.2"]]
     assert _rows(tasks[2])[2:] == ["acc", "0.500", "[phone prefill](c.json)"]
 
