@@ -13,6 +13,7 @@ from harness.errors import FailureClass
 from harness.results.records import Status
 
 SILENT = {FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG}
+UNDECIDED = {FailureClass.NOT_JUDGED, FailureClass.INCONCLUSIVE, FailureClass.INVALID}
 GATE = {"status": "SKIPPED", "failure_class": "UNSUPPORTED", "gate": "weight_sharing", "reason": "V69", "phone": ""}
 COMPILED = {"reason": "compiled; not run (--compile-only)", "phone": ""}
 
@@ -25,7 +26,7 @@ def runs_of(*found: Result | None) -> list[str]:
 
 
 def test_states_in_words() -> None:
-    assert [state.value for state in State] == ["runs", "fails", "unsupported", "not tried"]
+    assert [state.value for state in State] == ["runs", "fails", "undecided", "unsupported", "not tried"]
 
 
 @pytest.mark.parametrize("failure", list(FailureClass))
@@ -33,6 +34,8 @@ def test_what_each_class_of_failure_says(failure: FailureClass) -> None:
     expected = State.UNSUPPORTED if failure is FailureClass.UNSUPPORTED else State.FAILS
     if failure in SILENT:
         expected = State.NOT_TRIED
+    if failure in UNDECIDED:
+        expected = State.UNDECIDED
     for status in (Status.FAILED, Status.ERROR):
         assert state_of(failed(status=status.value, failure_class=failure.value)) is expected
     # Skipped or never run: only a gate says something.
@@ -251,7 +254,13 @@ def test_rows_and_columns_in_order_and_a_cell_for_each_pair() -> None:
         Column(79, "SM8750", "sim"),
     )
     assert matrix.made == NOW
-    assert matrix.counts == {State.RUNS: 5, State.FAILS: 1, State.UNSUPPORTED: 0, State.NOT_TRIED: 14}
+    assert matrix.counts == {
+        State.RUNS: 5,
+        State.FAILS: 1,
+        State.UNDECIDED: 0,
+        State.UNSUPPORTED: 0,
+        State.NOT_TRIED: 14,
+    }
     assert matrix.entries[matrix.rows[3], matrix.columns[0]] == Entry(State.NOT_TRIED)
     fails = matrix.with_state(State.FAILS)
     assert [(row.label, column.target, cell.state) for row, column, cell in fails] == [
