@@ -177,6 +177,18 @@ def test_a_result_that_came_to_no_phone_is_of_all_of_them() -> None:
     assert (found.state, found.phones) == (State.RUNS, ())
 
 
+@pytest.mark.parametrize("failure", sorted(UNDECIDED))
+def test_an_undecided_phone_goes_before_one_that_runs_and_after_one_that_fails(failure: FailureClass) -> None:
+    own, good = result("r0", 5, phone="a"), result("r1", 10, phone="b")
+    undecided = failed("r2", 9, phone="a", failure_class=failure.value, toolchain={"qnn": "9"})
+    found = entry([own, undecided, good], NOW)
+    assert (found.state, found.result, found.phones, found.failing) == (State.UNDECIDED, undecided, ("a", "b"), ())
+    assert (found.last_good, found.changed) == (own, ())
+    worse = failed("r3", 8, phone="c")
+    found = entry([own, undecided, good, worse], NOW)
+    assert (found.state, found.result, found.failing) == (State.FAILS, worse, ("c",))
+
+
 # The last good
 
 
