@@ -1,9 +1,8 @@
 """Results → matrix. Pure: what counts as running, failing, unsupported and not tried is decided here and nowhere else.
 
 - A phone's results and the simulator's never mix: they are two columns of a SoC.
-- The rack's own failures (INFRA, ENV), interrupted runs, cells that a user left out, cells that were only compiled and
-  cells that nobody could judge (NOT_JUDGED, INCONCLUSIVE, INVALID) say nothing of whether a model runs on a SoC: the
-  result before them counts, and without one the cell is not tried.
+- The rack's own failures (INFRA, ENV), interrupted runs, cells that a user left out and cells that were only compiled
+  say nothing of whether a model runs on a SoC: the result before them counts, and without one the cell is not tried.
 - Of each phone its latest result counts. A result without a phone (a build that failed, a gate) counts until a later
   one. Where phones of one SoC differ, a failure is what the cell shows.
 """

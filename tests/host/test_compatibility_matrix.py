@@ -12,9 +12,8 @@ from harness.compatibility.matrix import Change, Column, Entry, Row, age_days, e
 from harness.errors import FailureClass
 from harness.results.records import Status
 
-RACK = {FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG}
+SILENT = {FailureClass.INFRA, FailureClass.ENV, FailureClass.CONFIG}
 UNDECIDED = {FailureClass.NOT_JUDGED, FailureClass.INCONCLUSIVE, FailureClass.INVALID}
-SILENT = RACK | UNDECIDED
 GATE = {"status": "SKIPPED", "failure_class": "UNSUPPORTED", "gate": "weight_sharing", "reason": "V69", "phone": ""}
 COMPILED = {"reason": "compiled; not run (--compile-only)", "phone": ""}
 
@@ -27,7 +26,7 @@ def runs_of(*found: Result | None) -> list[str]:
 
 
 def test_states_in_words() -> None:
-    assert [state.value for state in State] == ["runs", "fails", "unsupported", "not tried"]
+    assert [state.value for state in State] == ["runs", "fails", "undecided", "unsupported", "not tried"]
 
 
 @pytest.mark.parametrize("failure", list(FailureClass))
@@ -35,6 +34,8 @@ def test_what_each_class_of_failure_says(failure: FailureClass) -> None:
     expected = State.UNSUPPORTED if failure is FailureClass.UNSUPPORTED else State.FAILS
     if failure in SILENT:
         expected = State.NOT_TRIED
+    if failure in UNDECIDED:
+        expected = State.UNDECIDED
     for status in (Status.FAILED, Status.ERROR):
         assert state_of(failed(status=status.value, failure_class=failure.value)) is expected
     # Skipped or never run: only a gate says something.
@@ -111,7 +112,7 @@ def test_a_cell_of_which_nothing_is_known_says_what_was_tried_last() -> None:
 
 
 @pytest.mark.parametrize("failure", sorted(SILENT))
-def test_what_a_rack_did_wrong_or_nobody_could_judge_is_passed_over(failure: FailureClass) -> None:
+def test_what_a_rack_did_wrong_is_passed_over(failure: FailureClass) -> None:
     silent = result("r9", 23, status="ERROR", failure_class=failure.value, reason="lost")
     assert entry([result(), silent], NOW) == entry([result()], NOW)
     assert entry([failed(), silent], NOW) == entry([failed()], NOW)
@@ -174,6 +175,18 @@ def test_a_result_that_came_to_no_phone_is_of_all_of_them() -> None:
     assert entry([failed("r2", 11, phone=""), result("r3", 12, phone="b")], NOW).phones == ("b",)
     found = entry([failed("r1", 10, phone="a"), result("r2", 11, phone="")], NOW)
     assert (found.state, found.phones) == (State.RUNS, ())
+
+
+@pytest.mark.parametrize("failure", sorted(UNDECIDED))
+def test_an_undecided_phone_goes_before_one_that_runs_and_after_one_that_fails(failure: FailureClass) -> None:
+    own, good = result("r0", 5, phone="a"), result("r1", 10, phone="b")
+    undecided = failed("r2", 9, phone="a", failure_class=failure.value, toolchain={"qnn": "9"})
+    found = entry([own, undecided, good], NOW)
+    assert (found.state, found.result, found.phones, found.failing) == (State.UNDECIDED, undecided, ("a", "b"), ())
+    assert (found.last_good, found.changed) == (own, ())
+    worse = failed("r3", 8, phone="c")
+    found = entry([own, undecided, good, worse], NOW)
+    assert (found.state, found.result, found.failing) == (State.FAILS, worse, ("c",))
 
 
 # The last good
@@ -253,7 +266,13 @@ def test_rows_and_columns_in_order_and_a_cell_for_each_pair() -> None:
         Column(79, "SM8750", "sim"),
     )
     assert matrix.made == NOW
-    assert matrix.counts == {State.RUNS: 5, State.FAILS: 1, State.UNSUPPORTED: 0, State.NOT_TRIED: 14}
+    assert matrix.counts == {
+        State.RUNS: 5,
+        State.FAILS: 1,
+        State.UNDECIDED: 0,
+        State.UNSUPPORTED: 0,
+        State.NOT_TRIED: 14,
+    }
     assert matrix.entries[matrix.rows[3], matrix.columns[0]] == Entry(State.NOT_TRIED)
     fails = matrix.with_state(State.FAILS)
     assert [(row.label, column.target, cell.state) for row, column, cell in fails] == [

@@ -84,8 +84,7 @@ def test_every_part_of_a_failed_cell(tmp_path: Path) -> None:
             ttft_ms=99.0,
             prefill_tok_s=320.0,
             decode_tok_s=12.0,
-            ppl=pytest.approx(20.0),
-            ppl_graph="kv",
+            scores=(scored(KV, "kv", 500, 20.0),),
             toolchain={"qnn": "of r1"},
         )
     ]
@@ -94,7 +93,7 @@ def test_every_part_of_a_failed_cell(tmp_path: Path) -> None:
 def test_a_cell_that_came_to_nothing(tmp_path: Path) -> None:
     found = only(write(tmp_path, [planned(KV, 75)], target=Target.ANDROID))
     assert (found.status, found.failure_class, found.phone, found.target) == ("NOT RUN", "", "", "android")
-    assert (found.evidence_path, found.ttft_ms, found.ppl, found.ppl_graph) == ("", None, None, "")
+    assert (found.evidence_path, found.ttft_ms, found.scores) == ("", None, ())
     assert found.time == at(1)  # the run's last record
 
 
@@ -118,29 +117,17 @@ def test_a_cells_phone_is_the_last_it_ran_on_or_is_pinned_to(tmp_path: Path) -> 
     assert only(write(tmp_path / "c", [planned(pinned, 75), deployed]), pinned).phone == "c"
 
 
-@pytest.mark.parametrize(
-    ("scores", "graph", "ppl"),
-    [
-        ([("kv", 500, 20.0), ("prefill", 500, 30.0)], "kv", 20.0),
-        ([("prefill", 500, 30.0), ("kv", 500, 20.0)], "kv", 20.0),
-        ([("full", 500, 10.0), ("kv", 500, 20.0)], "kv", 20.0),
-        ([("kv", 500, 20.0), ("prefill", 501, 30.0)], "prefill", 30.0),
-        ([("kv", 501, 20.0), ("prefill", 500, 30.0)], "kv", 20.0),
-    ],
-)
-def test_the_score_of_the_most_tokens_is_shown_and_of_those_the_kv_graphs(
-    tmp_path: Path, scores: list[tuple[Graph, int, float]], graph: str, ppl: float
-) -> None:
-    # What the host says of the model is no score of the phone's, however many tokens it has.
-    made = [scored(KV, "full", 9000, 5.0, "FP"), scored(KV, "full", 9000, 6.0, "QDQ")]
-    made += [scored(KV, name, tokens, value) for name, tokens, value in scores]
+def test_the_scores_are_the_phones_last_of_each_graph(tmp_path: Path) -> None:
+    # What the host says of the model is no score of the phone's.
+    host = [scored(KV, "full", 9000, 5.0, "FP"), scored(KV, "full", 9000, 6.0, "QDQ")]
+    first, kv, prefill = scored(KV, "kv", 500, 19.0), scored(KV, "kv", 500, 20.0), scored(KV, "prefill", 501, 30.0)
     done = OutcomeRecord(KV, Status.PASSED, phone="s24")
-    folder = write(tmp_path, [planned(KV, 75), *made, done])
-    assert (only(folder).ppl_graph, only(folder).ppl) == (graph, pytest.approx(ppl))
+    folder = write(tmp_path, [planned(KV, 75), *host, first, prefill, kv, done])
+    assert only(folder).scores == (kv, prefill)
     with History(f"sqlite:///{tmp_path / 'history.sqlite'}") as history:
         history.import_run(folder)
         (stored,) = FromHistory(history).results()
-    assert (stored.ppl_graph, stored.ppl) == (graph, pytest.approx(ppl))
+    assert stored.scores == (kv, prefill)
 
 
 # Folders of runs
@@ -158,8 +145,9 @@ def test_folders_that_are_named_must_be_readable_and_others_are_passed_over(tmp_
     assert not below.strict
     assert [one.run for one in below.results()] == ["r1", "r2"]
     assert [one.run for one in RunFolders((good, also)).results()] == ["r2", "r1"]
-    with pytest.raises(ConfigError, match="no record says how the run was started"):
+    with pytest.raises(ConfigError, match="no record says how the run was started") as caught:
         list(RunFolders((tmp_path / "r3",)).results())
+    assert caught.value.where == str(tmp_path / "r3" / RECORDS)
     with pytest.raises(ConfigError):
         list(RunFolders((good, tmp_path / "no-run")).results())
     with pytest.raises((ConfigError, OSError)):
@@ -234,13 +222,23 @@ def test_numbers_are_those_of_the_latest_telling_result_of_each_phone(three_runs
         "r4": (None, None, None),
         "r5": (50.0, 10.0, 5.0),
     }
-    assert {run: (one.ppl, one.ppl_graph) for run, one in found.items()} == {
-        "r1": (pytest.approx(11.0), "kv"),
-        "r2": (None, ""),
-        "r3": (pytest.approx(13.0), "kv"),
-        "r4": (None, ""),
-        "r5": (pytest.approx(15.0), "kv"),
+    assert {run: one.scores for run, one in found.items()} == {
+        "r1": (scored(KV, "kv", 500, 11.0),),
+        "r2": (),
+        "r3": (scored(KV, "kv", 500, 13.0),),
+        "r4": (),
+        "r5": (scored(KV, "kv", 500, 15.0),),
     }
+
+
+def test_each_cell_of_a_phone_has_its_numbers(tmp_path: Path) -> None:
+    made: list[Record] = []
+    for cell, decode in ((KV, 1.0), (HYBRID, 2.0)):
+        made += [planned(cell, 75), sample(cell, decode_tok_s=decode), OutcomeRecord(cell, Status.PASSED, phone="s24")]
+    with History(f"sqlite:///{tmp_path / 'history.sqlite'}") as history:
+        history.import_run(write(tmp_path, made))
+        found = {one.cell: one for one in FromHistory(history).results()}
+    assert {cell: one.decode_tok_s for cell, one in found.items()} == {KV: 1.0, HYBRID: 2.0}
 
 
 def test_every_part_of_a_stored_result(three_runs: str) -> None:
@@ -267,8 +265,7 @@ def test_every_part_of_a_stored_result(three_runs: str) -> None:
         ttft_ms=30.0,
         prefill_tok_s=6.0,
         decode_tok_s=3.0,
-        ppl=pytest.approx(13.0),
-        ppl_graph="kv",
+        scores=(scored(KV, "kv", 500, 13.0),),
         toolchain={"qnn": "of r3"},
     )
     assert found["r3"].time == at(4)

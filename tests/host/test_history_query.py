@@ -21,13 +21,15 @@ from harness.history.query import (
     evidence_paths,
     list_runs,
     medians,
+    perplexities,
     run_values,
     session_values,
     standings,
 )
 from harness.history.schema import metadata
 from harness.history.store import History
-from harness.results import OutcomeRecord
+from harness.results import OutcomeRecord, PerplexityRecord, Record, Status
+from harness.results.records import encode
 
 ALL = Choice()
 
@@ -360,6 +362,33 @@ def test_evidence_is_of_the_last_outcome_of_what_failed(history: History) -> Non
     assert evidence_paths(history, Choice(phone="b")) == {("r2", "f"): "of-r2.log"}
     assert evidence_paths(history, Choice(cells=("e",))) == {("r1", "e"): "e.log"}
     assert evidence_paths(history, Choice(until="2026-01-01", run="r2")) == {}
+
+
+# Perplexities
+
+
+def test_perplexities_are_as_recorded_in_the_order_written(history: History) -> None:
+    cells = [f"c{number:04d}" for number in range(501)]
+
+    def record(cell: str, tokens: int) -> PerplexityRecord:
+        return PerplexityRecord(cell, "PHONE", "kv", tokens, 9, 1.5, 128, 3, 0.5, ((tokens, 1.5),))
+
+    def row(run: str, line: int, made: Record) -> dict[str, Any]:
+        body = encode(made, run, day(1)).decode()
+        return {"run": run, "line": line, "kind": made.kind, "cell": cells[0], "time": day(1), "body": body}
+
+    for run in ("r1", "r2"):
+        add_run(history, run)
+    many = [row("r1", 10 + place, record(cell, place + 1)) | {"cell": cell} for place, cell in enumerate(cells)]
+    put(history, "records", *many, row("r1", 2, record(cells[0], 7)), row("r2", 1, record(cells[0], 8)))
+    put(history, "records", row("r1", 3, OutcomeRecord(cells[0], Status.PASSED)))
+    found = perplexities(history, {("r1", cell) for cell in cells} | {("r1", "none")})
+    assert found == {
+        ("r1", cell): [*([record(cell, 7)] if place == 0 else []), record(cell, place + 1)]
+        for place, cell in enumerate(cells)
+    }
+    assert perplexities(history, {("r2", cells[0]), ("r2", cells[1])}) == {("r2", cells[0]): [record(cells[0], 8)]}
+    assert perplexities(history, set()) == {}
 
 
 # Sessions
