@@ -11,7 +11,7 @@ import pytest
 from sample_run import perplexity, planned, run_info
 
 from harness.compare.baselines import Accepted, Baseline, BaselineCell
-from harness.compare.gate import Finding, GateResult, GoodRun, gate
+from harness.compare.gate import Finding, GateResult, GoodRun, gate, last_whole
 from harness.compare.runs import CellComparison, RunComparison, SpeedComparison
 from harness.errors import FailureClass
 from harness.history.query import RunValue
@@ -360,6 +360,11 @@ def test_a_night_slower_than_history_lets_expect_blocks() -> None:
     assert findings(cell(), trends=[trend()]) == [Finding(4, NAME, f"{WHAT}: REGRESSED", AGAIN, status=1)]
 
 
+def test_nights_that_are_well_do_not_hide_the_one_that_is_not() -> None:
+    well = trend(OK, 0.5, metric="ttft_ms")
+    assert [one.status for one in findings(cell(), trends=[well, trend(), well])] == [1]
+
+
 def test_a_slow_night_that_does_not_hold_among_all_is_noted() -> None:
     trends = [trend(p=0.01), *(trend(OK, 0.5, f"{name}-kv-SM8650") for name in "abc")]
     found = gate(summary(cell(), *(cell(name=f"{name}-kv-SM8650") for name in "abc")), trends=trends)
@@ -371,7 +376,7 @@ def test_a_slow_night_that_does_not_hold_among_all_is_noted() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [trend(OK, 0.5), trend(INCONCLUSIVE, 0.5), trend(IMPROVED, 0.5), trend(bounded=False), trend(None)],
+    [trend(OK, 0.5), trend(INCONCLUSIVE, 0.5), trend(IMPROVED, 0.5), trend(p=0.5, bounded=False), trend(None, 0.5)],
     ids=lambda one: f"{one.judgement} {bool(one.bound)}",
 )
 def test_a_night_that_history_says_nothing_against_is_no_finding(other: Trend) -> None:
@@ -431,6 +436,17 @@ def test_cells_of_baselines_and_of_the_last_good_run_that_are_gone() -> None:
     # With a base, that alone says which cells there have to be.
     assert gate(run, comparison(compared()), [old, new], last_run=last).findings == ()
     assert gate(run, last_run=GoodRun("monday", (NAME,))).findings == ()
+
+
+def test_the_last_whole_run_has_all_that_those_before_it_had() -> None:
+    a, ab, ba, bc = (GoodRun(name, tuple(name)) for name in ("a", "ab", "ba", "bc"))
+    assert last_whole([]) is None
+    assert last_whole([a]) is a
+    assert last_whole([a, ab]) is ab
+    assert last_whole([ab, a]) is ab
+    assert last_whole([ab, ba]) is ba
+    assert last_whole([ab, bc]) is ab
+    assert last_whole([GoodRun("none", ()), a]) is a
 
 
 def test_a_result_without_a_blocking_finding_has_passed() -> None:

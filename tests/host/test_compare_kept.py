@@ -14,7 +14,16 @@ import pytest
 from ab_run import SAME, SLOW, write_ab_run
 from sample_run import GOOD, artifact, perplexity, planned, run_info, sample, write_run
 
-from harness.compare.baselines import FOLDER, SCHEMA, Accepted, accept, accepted_times, latest_for, load_baselines
+from harness.compare.baselines import (
+    FOLDER,
+    SCHEMA,
+    Accepted,
+    Baseline,
+    accept,
+    accepted_times,
+    latest_for,
+    load_baselines,
+)
 from harness.compare.declared import declared
 from harness.compare.keep import judge_ab, keep
 from harness.errors import ConfigError, FailureClass
@@ -137,6 +146,15 @@ def test_a_reason_is_asked_before_anything_is_read(tmp_path: Path, why: str) -> 
     assert (caught.value.what, caught.value.where) == ("a baseline needs a reason", "--why")
 
 
+def test_a_run_in_which_nothing_passed_is_not_accepted(tmp_path: Path) -> None:
+    failed = OutcomeRecord(GOOD, Status.FAILED, FailureClass.PRODUCT, "wrong")
+    run = write_run(tmp_path / "run", made=[run_info(), planned(GOOD, 75), failed])
+    with pytest.raises(ConfigError) as caught:
+        accept(run, "good", "Ada", tmp_path / "kept")
+    assert (caught.value.what, caught.value.where) == ("no cell of the run passed", str(run))
+    assert not (tmp_path / "kept").exists()
+
+
 def test_baselines_come_in_the_order_accepted_and_of_one_second_by_name(tmp_path: Path) -> None:
     later = accepted(tmp_path, datetime(2026, 5, 1, tzinfo=UTC))
     again = accept(tmp_path / "run" / "20260102-030405-abcd", "again", "Ada", tmp_path / "kept", MOMENT)
@@ -163,6 +181,7 @@ def test_files_of_one_second_are_in_the_order_of_their_names(tmp_path: Path) -> 
     ("change", "place", "what"),
     [
         ({"cells": {GOOD: {"status": 3}}}, f"cells.{GOOD}.status", "no baseline: Input should be a valid string"),
+        ({"run": 3, "remark": "x"}, "run", "no baseline: Input should be a valid string"),
         ({"remark": "x"}, "remark", "no baseline: Extra inputs are not permitted"),
         ({"cells": {GOOD: {"status": "PASSED", "x": 1}}}, f"cells.{GOOD}.x", "no baseline: Extra inputs are not"),
     ],
@@ -176,6 +195,14 @@ def test_a_broken_baseline_is_named_with_the_place(
         load_baselines(path.parent)
     assert caught.value.where == f"{path}: {place}"
     assert caught.value.what.startswith(what)
+
+
+def test_of_broken_baselines_the_first_by_name_is_told(tmp_path: Path) -> None:
+    for number in reversed(range(12)):
+        (tmp_path / f"{number:02d}.json").write_text("{}")
+    with pytest.raises(ConfigError) as caught:
+        load_baselines(tmp_path)
+    assert caught.value.where == f"{tmp_path / '00.json'}: run"
 
 
 @pytest.mark.parametrize("schema", [0, 2])
@@ -194,6 +221,12 @@ def test_a_baseline_cannot_be_changed_once_read(tmp_path: Path) -> None:
     for thing, name in ((made, "why"), (made.cells[GOOD], "status")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(thing, name, "other")
+
+
+def test_a_baseline_is_made_again_of_its_fields(tmp_path: Path) -> None:
+    made = accepted(tmp_path).baseline
+    assert Baseline(**made.model_dump()) == made
+    assert Baseline(**made.model_dump(by_alias=True)) == made
 
 
 def test_the_latest_baseline_of_a_cell_on_its_target_counts(tmp_path: Path) -> None:

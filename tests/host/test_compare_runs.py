@@ -362,6 +362,33 @@ def test_the_same_phones_in_another_order_are_the_same() -> None:
     assert reasons(kinds, [one_sample(n, target=kind) for n, kind in enumerate((Target.ANDROID, Target.SIM))]) == ""
 
 
+def test_of_many_phones_socs_and_clocks_all_are_named_in_order() -> None:
+    names = "fbdace"
+    single = [one_sample(0, phone="x", soc="y", raw=VITALS(clocks="z"))]
+    for changes in (
+        [{"phone": name, "soc": "y", "raw": VITALS(clocks="z")} for name in names],
+        [{"phone": "x", "soc": name, "raw": VITALS(clocks="z")} for name in names],
+        [{"phone": "x", "soc": "y", "raw": VITALS(clocks=name)} for name in names],
+    ):
+        many = [one_sample(n, **one) for n, one in enumerate(changes)]  # type: ignore[arg-type]
+        assert " differs: a, b, c, d, e, f and " in reasons(many, single)
+    many = [one_sample(n, settings={"t": name}) for n, name in enumerate(names)]
+    assert "; ".join(f"[('t', '{name}')]" for name in sorted(names)) in reasons(many, side(1.0))
+
+
+def test_sessions_pair_in_the_order_of_their_numbers() -> None:
+    numbers = (8, 1, 16, 3)
+    found = speeds([one_sample(n) for n in numbers], [one_sample(n) for n in numbers])["decode_tok_s"]
+    assert [n for n, _, _ in found.each] == [1, 3, 8, 16]
+
+
+def test_a_speed_below_one_a_second_is_a_speed() -> None:
+    slow, fast = side(*[1.0] * 5, decode_tok_s=0.4), side(*[1.0] * 5)
+    assert speeds(slow, slow)["decode_tok_s"].judgement is OK
+    assert speeds(slow, fast)["decode_tok_s"].judgement is IMPROVED
+    assert speeds(fast, slow)["decode_tok_s"].judgement is REGRESSED
+
+
 def test_clocks_that_are_the_same_compare_and_sort() -> None:
     clocks = [[one_sample(n, raw=VITALS(clocks=c)) for n, c in enumerate(order)] for order in ("xyx", "yxy")]
     assert reasons(*clocks) == ""

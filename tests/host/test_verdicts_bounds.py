@@ -74,6 +74,7 @@ def word(d: object, better: Better = HIGHER, rules: Rules = RULES) -> str:
 
 def test_a_pair_counts_what_its_number_is() -> None:
     assert abba(0) == ()
+    assert abba(2) == (("A", "B"), ("B", "A"))
     assert abba(3, 4) == (("A", "B"), ("B", "A"), ("A", "B"))
     assert abba(1, 5) == (("B", "A"),)
 
@@ -679,8 +680,14 @@ def test_every_reason_against_comparing_is_named_in_order() -> None:
 
 def test_tokens_compare_whatever_their_order_but_as_often() -> None:
     assert invalid_reasons({}, {}, [(1, 2), (3, 4)], [(3, 4), (1, 2)]) == []
+    assert invalid_reasons({}, {}, [(3, 4), (1, 2)], [(1, 2), (3, 4)]) == []
     assert invalid_reasons({}, {}, [(1, 2), (1, 2)], [(1, 2)]) == ["token counts differ: 1 in, 2 out"]
     assert invalid_reasons({}, {}, [(1, 2)], []) == ["nothing was measured on one side"]
+    assert invalid_reasons({}, {}, [], [(1, 2)]) == ["nothing was measured on one side"]
+    many = [(number, 16) for number in (90, 7, 55, 8, 31, 1)]
+    assert invalid_reasons({}, {}, many[:3], many[3:]) == [
+        "token counts differ: 1 in, 16 out, 7 in, 16 out, 8 in, 16 out, 31 in, 16 out, 55 in, 16 out, 90 in, 16 out"
+    ]
     assert invalid_reasons({}, {}, [], []) == ["nothing was measured on one side"]
 
 
