@@ -167,6 +167,9 @@ def test_a_witness_is_read_as_it_was_kept(tmp_path: Path) -> None:
         for name in ("logprobs", "target_logprobs", "spread", "target_spread"):
             np.testing.assert_allclose(getattr(other, name), getattr(one, name), rtol=1e-6)
             assert getattr(other, name).dtype == np.float64
+        assert other.ids.dtype == np.int64
+    with np.load(tmp_path / FILE) as data:
+        assert {str(data[name].dtype) for name in data.files} == {"int32", "float32"}
     assert again.typical_spread == pytest.approx(witness.typical_spread)
     assert isinstance(again.held_out[0].inputs[0], int)
 

@@ -77,6 +77,14 @@ def test_steps_and_seconds_are_of_all_legs() -> None:
     assert found.steps["prefill"] == 2 * (len(PREFILL) + len(KV) - len(kv))
 
 
+def test_windows_are_taken_in_the_texts_order_whenever_they_were_scored() -> None:
+    found = scored(PREFILL[1:], KV[-3:], PREFILL[:1], KV[:-3])
+    whole = tuple(x for text in WITNESS.held_out for x in text.target_logprobs.tolist())
+    for graph in ("prefill", "kv"):
+        assert found.against_qdq(graph) == (pytest.approx(whole), whole)  # type: ignore[arg-type]
+    assert found.common("prefill", "kv") == (pytest.approx(whole), pytest.approx(whole))
+
+
 def test_a_wrong_row_deviates_at_its_place() -> None:
     stage = KV[-1]
     rows = QDQ(WINDOWS[1].inputs)[stage.leg.keep :]
