@@ -16,6 +16,7 @@ from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
 from harness.evaluate.scorer import Scorer
 from harness.evaluate.seams import Stage, continuation_legs, decode_stages, prefill_stages
+from harness.evaluate.text import first_tokens_check
 from harness.evaluate.ttft import measure_ttft, prompt_graph
 from harness.farm.deploy import DeployReport
 from harness.farm.resident import Ready, Resident, resident_spec
@@ -65,7 +66,7 @@ def measure_accuracy(
     try:
         with resident:
             checks = _scores(attempt, resident, [*replies, *_continuations(attempt, resident, unseen)])
-            _ttft(attempt, resident)
+            checks.append(_ttft(attempt, resident))
             if attempt.bench.evaluation.tasks:
                 _tasks(attempt, resident)
     finally:
@@ -131,10 +132,14 @@ def _scores(attempt: Attempt, resident: Resident, replies: Sequence[Deviations])
 
 
 def judge_scores(attempt: Attempt, scored: Scored, replies: Sequence[Deviations]) -> list[CheckRecord]:
-    """All checks of rows and perplexities; the replies' rows are the decode graph's."""
+    """All checks of rows and perplexities."""
     cell = attempt.cell
-    rows: dict[Graph, list[Deviations]] = {graph: scored.rows_of(graph) for graph in sorted(scored.each)}
-    rows.setdefault("kv", []).extend(replies)
+    rows: dict[str, list[Deviations]] = {f"{graph} graph": scored.rows_of(graph) for graph in sorted(scored.each)}
+    if replies:
+        # On their own: a decode that is wrong where it generates must not hide behind as many scores that are right.
+        rows["replies"] = list(replies)
+    else:
+        rows.setdefault("kv graph", [])
     return [*row_checks(cell.id, rows), *perplexity_checks(cell.id, scored, cell.model.bounds)]
 
 
@@ -199,14 +204,18 @@ def _text(attempt: Attempt, tokens: int) -> HeldOut:
     return held_out(attempt.tokenizer, text, tokens, attempt.reference.context)
 
 
-def _ttft(attempt: Attempt, resident: Resident) -> None:
+def _ttft(attempt: Attempt, resident: Resident) -> CheckRecord:
+    """Times prompts of all lengths; they are the held-out text's beginning, so that their first tokens are judged."""
     attempt.say("time to first token by prompt length")
     graph, ar_len = prompt_graph(resident.ready)
-    text = [token for window in attempt.reference.held_out.windows for token in window.inputs]
+    text = [token for window in attempt.witness.held_out for token in window.inputs]
     phone, cell, target = attempt.phone, attempt.cell.id, attempt.bench.target
-    for length, number, ms in measure_ttft(resident, text):
+    first: list[tuple[int, int]] = []
+    for length, number, ms, token in measure_ttft(resident, text):
         size = (graph, ar_len, length, -(-length // ar_len), round(ms, 3), number, attempt.number)
         attempt.bench.record(TtftRecord(cell, phone.phone.name, phone.identity.serial, target, *size))
+        first.append((length, token))
+    return first_tokens_check(cell, first, attempt.witness)
 
 
 def _tasks(attempt: Attempt, resident: Resident) -> None:

@@ -133,13 +133,14 @@ class Figure:
     rows: int
 
 
-def noise(parts: Sequence[Deviations]) -> Figure:
-    """Mean over all rows of their deviations in units of the spread.
+def noise(parts: Sequence[Deviations], rules: CellRules = RULES) -> Figure:
+    """Mean over all rows of their deviations in units of the spread, each counted for `rules.cap` at most.
 
-    A mean and no RMS: a right product has a few rows that are far off, where one 8-bit value fell to the other side,
+    A mean, and capped: a right product has a few rows that are far off, where one 8-bit value fell to the other side,
     and they would be all that an RMS shows. `worst_row` has its own bound.
     """
-    return _mean(_joined([part.units for part in parts]))
+    units = _joined([part.units for part in parts])
+    return _mean(np.where(np.isfinite(units), np.minimum(units, rules.cap), units))
 
 
 def gain(parts: Sequence[Deviations]) -> Figure:

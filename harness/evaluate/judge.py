@@ -16,7 +16,7 @@ from harness.evaluate.grounds import GroundScore, ratio
 from harness.evaluate.rules import RULES, VERSION, CellRules
 from harness.evaluate.scored import Scored
 from harness.model_file import Bounds
-from harness.results.records import CheckRecord, Graph
+from harness.results.records import CheckRecord
 
 
 class Verdict(StrEnum):
@@ -56,9 +56,9 @@ def decide(figure: Figure, bound: float, rules: CellRules = RULES) -> Verdict:
     return Verdict.FAILED if abs(figure.value) - reach > bound else Verdict.INCONCLUSIVE
 
 
-def row_checks(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: CellRules = RULES) -> list[CheckRecord]:
-    """Noise, gain and worst row of each graph's logits against QDQ's."""
-    noises = {graph: noise(rows) for graph, rows in parts.items()}
+def row_checks(cell: str, parts: Mapping[str, Sequence[Deviations]], rules: CellRules = RULES) -> list[CheckRecord]:
+    """Noise, gain and worst row of the logits against QDQ's; `parts`: rows by what they are of, as "kv graph"."""
+    noises = {graph: noise(rows, rules) for graph, rows in parts.items()}
     gains = {graph: gain(rows) for graph, rows in parts.items()}
     return [
         _figures(
@@ -70,19 +70,19 @@ def row_checks(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: Ce
 
 
 def _figures(
-    cell: str, name: str, found: Mapping[Graph, Figure], bound: float, rules: CellRules, words: str
+    cell: str, name: str, found: Mapping[str, Figure], bound: float, rules: CellRules, words: str
 ) -> CheckRecord:
     verdicts = [decide(figure, bound, rules) for figure in found.values()]
     said = "; ".join(
-        f"of the {graph} graph {figure.value:.4f} ± {rules.sure * figure.error:.4f} over {figure.rows} rows"
-        for graph, figure in found.items()
+        f"of the {part} {figure.value:.4f} ± {rules.sure * figure.error:.4f} over {figure.rows} rows"
+        for part, figure in found.items()
     )
     value = max((figure.value for figure in found.values()), key=abs, default=None)
-    text = f"{words.format(said or 'of no graph')} (bound {bound:g})"
+    text = f"{words.format(said or 'of nothing')} (bound {bound:g})"
     return make_check(cell, name, worst(verdicts), text, value, bound)
 
 
-def _row_check(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: CellRules) -> CheckRecord:
+def _row_check(cell: str, parts: Mapping[str, Sequence[Deviations]], rules: CellRules) -> CheckRecord:
     every = [part for rows in parts.values() for part in rows]
     count = sum(len(part) for part in every)
     value, where = worst_row(every)
@@ -94,14 +94,14 @@ def _row_check(cell: str, parts: Mapping[Graph, Sequence[Deviations]], rules: Ce
 def perplexity_checks(cell: str, scored: Scored, bounds: Bounds, rules: CellRules = RULES) -> list[CheckRecord]:
     """Each graph's perplexity against QDQ's (both ways: a phone that beats its own reference is as suspect), and the
     prefill graph's against the decode graph's: each over the tokens that both sides scored."""
-    against = {graph: difference(*scored.against_qdq(graph)) for graph in sorted(scored.each)}
+    against = {f"{graph} graph": difference(*scored.against_qdq(graph)) for graph in sorted(scored.each)}
     checks = [
         _figures(
             cell, "phone_vs_qdq_ppl", against, bounds.phone_vs_qdq_ppl, rules, "log of the perplexity {} over QDQ's"
         )
     ]
     if {"kv", "prefill"} <= set(scored.each):
-        pair: dict[Graph, Figure] = {"prefill": difference(*scored.common("prefill", "kv"))}
+        pair = {"prefill graph": difference(*scored.common("prefill", "kv"))}
         words = "log of the perplexity {} over the decode graph's"
         checks.append(_figures(cell, "prefill_vs_kv_ppl", pair, bounds.prefill_vs_kv_ppl, rules, words))
     return checks

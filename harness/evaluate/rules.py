@@ -21,6 +21,7 @@ class CellRules:
 
     Attributes:
         noise: mean of the rows' deviations from QDQ in units of the spread, at most.
+        cap: what one row counts for in that mean at most; NaN counts as NaN.
         row: the same of a single row, at most: one wrong place among many does not hide in their mean.
         gain: how far the factor between the phone's logits and QDQ's may be from 1.
         tie: where the phone and QDQ choose different tokens: gap of QDQ's log-probabilities in units of the spread, at
@@ -31,6 +32,7 @@ class CellRules:
     """
 
     noise: float = 1.0
+    cap: float = 3.0
     row: float = 10.0
     gain: float = 0.006
     tie: float = 8.0

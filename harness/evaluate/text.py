@@ -344,6 +344,31 @@ def witness_of(witness: Witness, reply: Reply) -> WitnessText:
     return text
 
 
+def first_tokens_check(
+    cell: str, found: Sequence[tuple[int, int]], witness: Witness, rules: CellRules = RULES
+) -> CheckRecord:
+    """The first token after prompts of many lengths, which are the held-out text's beginning: QDQ's, or a near tie.
+
+    Args:
+        cell: its id.
+        found: length of each prompt in tokens, and the token that came.
+        witness: what QDQ says.
+        rules: the bounds.
+    """
+    text, faults, judged = witness.held_out[0], [], 0
+    for length, token in found:
+        if length > len(text.inputs):
+            continue
+        judged, row = judged + 1, length - 1
+        if token != text.ids[row, 0]:
+            scale = float(row_scale(text.spread[row : row + 1], witness.typical_spread, rules)[0])
+            said = _parting(0, 0, token, text.ids[row], text.logprobs[row], scale, rules)
+            faults += [f"after {length} tokens: {said}"] if said else []
+    words = "; ".join(faults) or f"the first tokens after {judged} prompts are QDQ's, or nearly as likely"
+    verdict = Verdict.FAILED if faults else Verdict.PASSED if judged else Verdict.NOT_JUDGED
+    return make_check(cell, "first_tokens", verdict, words, float(len(faults)), 0.0)
+
+
 def text_check(cell: str, replies: Sequence[Judged], count: int) -> CheckRecord:
     """All replies against QDQ, together; `count`: their tokens."""
     faults = [fault for reply in replies for fault in reply.faults]

@@ -46,8 +46,9 @@ def measure_ttft(
     rounds: int = ROUNDS,
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[tuple[int, int, float]]:
-    """Yields (prompt length in tokens, round from 0, TTFT in ms), round by round, each from an empty cache.
+) -> Iterator[tuple[int, int, float, int]]:
+    """Yields (prompt length in tokens, round from 0, TTFT in ms, the first token), round by round, each from an empty
+    cache.
 
     Args:
         resident: the runner.
@@ -69,4 +70,5 @@ def measure_ttft(
                 return
             prompt = [text[i % len(text)] for i in range(length)]
             limit = ANSWER_LIMIT_S + STEP_LIMIT_S * -(-length // ar_len)
-            yield length, number, resident.generate(prompt, max_new=1, timeout_s=limit).ttft_ms
+            reply = resident.generate(prompt, max_new=1, timeout_s=limit)
+            yield length, number, reply.ttft_ms, reply.tokens[0]

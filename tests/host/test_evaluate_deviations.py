@@ -109,7 +109,7 @@ def test_the_noise_that_was_added_is_the_noise_that_is_found(size: float) -> Non
     window = random_window(400, seed=1)
     text = witness_text(QDQ, window.inputs, window.targets)
     added = np.random.default_rng(2).normal(0, size, (400, VOCAB))
-    found = noise([compare_rows("kv", "", text, 0, top_of(QDQ(window.inputs) + added), SPREAD)])
+    found = noise([compare_rows("kv", "", text, 0, top_of(QDQ(window.inputs) + added), SPREAD)], CellRules(cap=99))
     # A log-probability moves by what is added to its logit, less the mean of all by their probability.
     each = np.exp(log_softmax(QDQ(window.inputs)))
     moved = 1 - 2 * -np.sort(-each)[:, :COMPARED] + np.square(each).sum(axis=1, keepdims=True)
@@ -121,13 +121,19 @@ def test_the_noise_that_was_added_is_the_noise_that_is_found(size: float) -> Non
 @given(st.lists(st.lists(st.floats(0.1, 9), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_noise_is_the_mean_of_all_rows_whatever_leg_they_are_from(parts: list[list[float]]) -> None:
     every = np.asarray([value for part in parts for value in part])
-    found = noise([rows_of(part) for part in parts])
+    found = noise([rows_of(part) for part in parts], CellRules(cap=9))
     assert found.value == pytest.approx(every.mean())
     assert found.rows == len(every)
     if len(every) > 1:
         assert found.error == pytest.approx(every.std(ddof=1) / math.sqrt(len(every)))
     else:
         assert math.isinf(found.error)
+
+
+def test_a_row_counts_for_its_cap_at_most() -> None:
+    assert noise([rows_of([0.5, 1.5, 100.0])], CellRules(cap=4)).value == pytest.approx(2)
+    assert noise([rows_of([0.5, 1.5, RULES.cap + 7])]).value == pytest.approx((2 + RULES.cap) / 3)
+    assert math.isnan(noise([rows_of([0.5, math.nan])]).value)
 
 
 def test_a_noises_error_is_how_much_noise_varies_from_text_to_text() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_witness import SPREAD, SURE, VOCAB, Floats, ToyQdq, top_of, toy_witness
+from toy_witness import SPREAD, SURE, VOCAB, Floats, ToyQdq, random_window, top_of, toy_witness
 
 from harness.build.testify import greedy_continuation
 from harness.build.witness import COMPARED, Witness, WitnessText
@@ -23,6 +23,7 @@ from harness.evaluate.text import (
     Reply,
     Verdict,
     count_check,
+    first_tokens_check,
     judge_reply,
     read_tokens,
     shown_text,
@@ -673,3 +674,22 @@ def test_a_step_that_is_not_taken_or_not_counted_is_found() -> None:
         found = count_check("c", [reply], [tokens], frozenset())
         assert found.passed is good, found.text
         assert good or f"took {reply.steps} steps" in found.text
+
+
+def test_the_first_token_after_prompts_of_every_length_is_qdqs_or_nearly_as_likely() -> None:
+    window = random_window(20, 5)
+    witness = toy_witness(QDQ, [window])
+    text = witness.held_out[0]
+    right = [(length, int(text.ids[length - 1, 0])) for length in (1, 5, 20)]
+    good = first_tokens_check("c", [*right, (21, 0)], witness)
+    assert (good.name, good.verdict) == ("first_tokens", "PASSED")
+    assert "after 3 prompts" in good.text  # what the witness does not have is not counted
+    wrong = first_tokens_check("c", [*right, (7, int(text.ids[6, -1]))], witness)
+    assert (wrong.verdict, wrong.value) == ("FAILED", 1.0)
+    assert "after 7 tokens" in wrong.text
+    gap = float(text.logprobs[6, 0] - text.logprobs[6, 1])
+    second = [(7, int(text.ids[6, 1]))]
+    for spread, verdict in ((gap / RULES.tie * 0.9, "FAILED"), (gap / RULES.tie * 1.1, "PASSED")):
+        noisy = replace(witness, held_out=(replace(text, spread=np.full(20, spread)),))
+        assert first_tokens_check("c", second, noisy).verdict == verdict
+    assert first_tokens_check("c", [], witness).verdict == "NOT_JUDGED"

@@ -37,19 +37,20 @@ class Clock:
         self.prompts.append(prompt)
         seconds = -(-len(prompt) // 4)
         self.now += seconds
-        return SimpleNamespace(ttft_ms=1000.0 * seconds)
+        return SimpleNamespace(ttft_ms=1000.0 * seconds, tokens=(40 + len(prompt),))
 
 
 def test_rounds_go_through_all_lengths_until_the_budget_is_spent() -> None:
     clock = Clock()
     found = list(measure_ttft(clock, [7, 8, 9], rounds=2, budget_s=100, clock=lambda: clock.now))  # type: ignore[arg-type]
     lengths = [1, 4, 5, 8, 9, 12]
-    assert [(length, number) for length, number, _ in found] == [(n, r) for r in (0, 1) for n in lengths]
-    assert [ms for _, _, ms in found][:6] == [1000, 1000, 2000, 2000, 3000, 3000]
+    assert [(length, number) for length, number, *_ in found] == [(n, r) for r in (0, 1) for n in lengths]
+    assert [ms for _, _, ms, _ in found][:6] == [1000, 1000, 2000, 2000, 3000, 3000]
+    assert [token for *_, token in found] == [40 + n for n in lengths] * 2
     assert clock.prompts[2] == [7, 8, 9, 7, 8]
 
 
 def test_a_slow_phone_is_timed_twice_at_least() -> None:
     clock = Clock()
     found = list(measure_ttft(clock, [1], budget_s=0.5, clock=lambda: clock.now))  # type: ignore[arg-type]
-    assert [length for length, _, _ in found] == [1, 4]
+    assert [length for length, *_ in found] == [1, 4]

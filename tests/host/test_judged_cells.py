@@ -46,7 +46,7 @@ pytestmark = pytest.mark.slow
 TEXT_CHECKS = {"text_written", "prompt_fed", "token_count", "text_as_qdq"}
 SCORE_CHECKS = {
     *("phone_vs_qdq_noise", "phone_vs_qdq_gain", "phone_vs_qdq_row", "phone_vs_qdq_ppl", "prefill_vs_kv_ppl"),
-    "qdq_vs_fp_ppl",
+    *("qdq_vs_fp_ppl", "first_tokens", "speed_vs_host_clock"),
 }
 
 
