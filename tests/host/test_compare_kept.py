@@ -28,7 +28,7 @@ from harness.compare.declared import declared
 from harness.compare.keep import judge_ab, keep
 from harness.errors import ConfigError, FailureClass
 from harness.history.query import list_runs
-from harness.history.store import History
+from harness.history.store import HISTORY, History
 from harness.model_file import DecodeSpeed, Published
 from harness.models import ModelSpec, load_models
 from harness.paths import MODELS, REPOSITORY
@@ -333,13 +333,12 @@ def test_the_simulators_speed_is_held_against_nothing(model: ModelSpec) -> None:
 
 def test_a_run_goes_into_the_history_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HTPFARM_HISTORY", raising=False)
-    url = f"{tmp_path / 'h.sqlite'}"
-    monkeypatch.setenv("HTPFARM_HISTORY", url)
+    url = str(tmp_path / HISTORY)
     folder = write_ab_run(tmp_path)
     assert keep(folder) == ""
     with History(url) as history:
         assert [one.run for one in list_runs(history)] == sorted([folder.name, f"{folder.name}-base"])
-    plain = finished(tmp_path / "plain", name="20260109-000000-0000")
+    plain = finished(tmp_path, name="20260109-000000-0000")
     assert keep(plain) == ""
     assert keep(tmp_path / "nothing here") == ""
     with History(url) as history:
@@ -357,11 +356,12 @@ def test_a_history_that_cannot_be_had_is_told_and_stops_nothing(
 
 
 def test_a_run_of_a_against_b_is_judged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTPFARM_HISTORY", str(tmp_path / "h.sqlite"))
+    monkeypatch.delenv("HTPFARM_HISTORY", raising=False)
     folder = write_ab_run(tmp_path, cells=((SLOW, 10.0), (SAME, 0.0)))
     judged = judge_ab(folder)
     assert judged is not None
     found, words = judged
+    assert (tmp_path / HISTORY).is_file()  # its history is the one beside it
     assert found.status == 1
     assert any("decode_tok_s REGRESSED" in one.what for one in found.findings)
     written = json.loads((folder / "comparison.json").read_text())
