@@ -120,7 +120,7 @@ def test_what_can_be_gone_through_only_once_is_enough(models: list[ModelSpec]) -
     chosen = [SOCS["SM8650"], SOCS["SM8550"]]
     assert cells(iter(models), None, iter(chosen)) == cells(models, None, chosen)
     phones = [Phone(name, None, None, SOCS[soc]) for name, soc in (("a", "SM8650"), ("b", "SM8550"))]
-    found = cells_for_rack(iter(models), None, iter(phones), iter(chosen))
+    found = cells_for_rack(iter(models), None, iter(phones), reversed(chosen))
     assert found == cells_for_rack(models, None, phones)
 
 
