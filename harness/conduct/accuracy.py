@@ -10,7 +10,7 @@ from harness.conduct.attempt import Attempt
 from harness.conduct.speed_witness import Witnessed
 from harness.evaluate.deviations import Deviations, compare_rows
 from harness.evaluate.grounds import GroundScore
-from harness.evaluate.judge import grey, perplexity_checks, qdq_check, row_checks
+from harness.evaluate.judge import DECODE, REPLIES, grey, perplexity_checks, qdq_check, row_checks
 from harness.evaluate.phone_scorer import PhoneScorer, walk
 from harness.evaluate.rules import LIMIT_ROUNDS
 from harness.evaluate.scored import Scored
@@ -137,9 +137,9 @@ def judge_scores(attempt: Attempt, scored: Scored, replies: Sequence[Deviations]
     rows: dict[str, list[Deviations]] = {f"{graph} graph": scored.rows_of(graph) for graph in sorted(scored.each)}
     if replies:
         # On their own: a decode that is wrong where it generates must not hide behind as many scores that are right.
-        rows["replies"] = list(replies)
+        rows[REPLIES] = list(replies)
     else:
-        rows.setdefault("kv graph", [])
+        rows.setdefault(DECODE, [])
     return [*row_checks(cell.id, rows), *perplexity_checks(cell.id, scored, cell.model.bounds)]
 
 

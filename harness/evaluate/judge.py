@@ -32,6 +32,10 @@ class Verdict(StrEnum):
 _WORST_FIRST = (Verdict.FAILED, Verdict.INVALID, Verdict.NOT_JUDGED, Verdict.INCONCLUSIVE, Verdict.PASSED)
 
 
+DECODE, REPLIES = "kv graph", "replies"
+"""What rows are of: the decode graph's scores, and the logits that the replies' tokens were chosen from."""
+
+
 def make_check(
     cell: str, name: str, verdict: Verdict, text: str, value: float | None = None, bound: float | None = None
 ) -> CheckRecord:
@@ -57,9 +61,13 @@ def decide(figure: Figure, bound: float, rules: CellRules = RULES) -> Verdict:
 
 
 def row_checks(cell: str, parts: Mapping[str, Sequence[Deviations]], rules: CellRules = RULES) -> list[CheckRecord]:
-    """Noise, gain and worst row of the logits against QDQ's; `parts`: rows by what they are of, as "kv graph"."""
-    noises = {graph: noise(rows, rules) for graph, rows in parts.items()}
-    gains = {graph: gain(rows) for graph, rows in parts.items()}
+    """Noise, gain and worst row of the logits against QDQ's; `parts`: rows by what they are of, as DECODE."""
+    noises = {part: noise(rows, rules) for part, rows in parts.items()}
+    # A factor is a graph's, and the replies are too few rows to know one to a percent: they count with decode's.
+    graphs = {part: list(rows) for part, rows in parts.items() if part != REPLIES}
+    if replies := parts.get(REPLIES):
+        graphs.setdefault(DECODE, []).extend(replies)
+    gains = {graph: gain(rows) for graph, rows in graphs.items()}
     return [
         _figures(
             cell, "phone_vs_qdq_noise", noises, rules.noise, rules, "noise of the logits {}, in units of rounding"

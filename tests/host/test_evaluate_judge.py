@@ -15,6 +15,8 @@ from toy_witness import SPREAD, VOCAB, ToyQdq, random_window, top_of, toy_witnes
 from harness.evaluate.deviations import Deviations, Figure, compare_rows
 from harness.evaluate.grounds import GroundScore, ratio
 from harness.evaluate.judge import (
+    DECODE,
+    REPLIES,
     Verdict,
     decide,
     delegation_check,
@@ -342,3 +344,16 @@ def test_only_what_more_rows_can_decide_is_grey() -> None:
     assert [grey([check(PASSED), check(word)]) for word in (PASSED, FAILED, NOT_JUDGED, GREY, Verdict.INVALID)] == [
         *(False, False, False, True, False)
     ]
+
+
+def test_a_factor_is_known_from_the_replies_and_the_scores_together() -> None:
+    calm, few = even([0.2] * 300), even([0.2] * 20, factor=1.02)
+    noises, gains, _ = row_checks("c", {DECODE: [calm], REPLIES: [few]}, RULE)
+    assert "of the replies 0.2000" in noises.text
+    assert "over 320 rows" in gains.text
+    assert gains.verdict == "PASSED"
+    assert row_checks("c", {DECODE: [], REPLIES: [even([0.2] * 300, factor=1.02)]}, RULE)[1].verdict == "FAILED"
+    assert (
+        row_checks("c", {"prefill graph": [calm], REPLIES: [even([0.2] * 300, factor=1.02)]}, RULE)[1].verdict
+        == "FAILED"
+    )
