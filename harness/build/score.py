@@ -16,7 +16,7 @@ from harness.text.heldout import HeldOut, held_out
 from harness.text.tokenizer import load_tokenizer
 from harness.text.windows import Window
 
-WITNESSED, WITNESSED_WINDOWS = 2, 4
+WITNESSED, WITNESSED_WINDOWS = 2, 8
 """So many times the held-out text that a cell scores at first, and so many windows of the context at least: what is
 grey is decided by the rest."""
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 VERSION = 1
-LIMIT_ROUNDS = 4
-"""While a figure is not decided, as many tokens again are scored as before: in so many rounds with the first, eight
-times what is asked for, and no more than the witness has."""
+LIMIT_ROUNDS = 6
+"""While a figure is not decided, as many tokens again are scored as before: in so many rounds with the first, 32 times
+what is asked for, and no more than the witness has."""
 
 
 @dataclass(frozen=True)
