@@ -23,7 +23,7 @@ class Scored:
         witness: what QDQ says.
         rows: deviations of each stage whose text the witness has.
         each: graph → window's number → log-likelihood of its tokens from its beginning on, nats; each token once.
-        steps, seconds: graph → executions, and time in them.
+        steps, seconds: graph → executions that scored those tokens, and time in them.
     """
 
     witness: Witness
@@ -45,11 +45,11 @@ class Scored:
                     f"{len(score.logprobs)} scores and {len(score.top)} rows of {wanted} tokens", where=stage.where
                 )
             _agree(stage, score)
-            self.steps[graph] = self.steps.get(graph, 0) + score.steps
-            self.seconds[graph] = self.seconds.get(graph, 0.0) + score.seconds
             if not wanted:
                 continue
             if stage.counted:
+                self.steps[graph] = self.steps.get(graph, 0) + score.steps
+                self.seconds[graph] = self.seconds.get(graph, 0.0) + score.seconds
                 self.each.setdefault(graph, {}).setdefault(stage.window, []).extend(score.logprobs)
             if text := self._witness_of(stage):
                 place = (text, stage.leg.keep, score.top, self.witness.typical_spread)

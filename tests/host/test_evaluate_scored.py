@@ -69,12 +69,13 @@ def test_rows_are_there_of_every_scored_leg_and_of_its_graph() -> None:
     assert {value for part in found.rows for value in part.scale} == {SPREAD}
 
 
-def test_steps_and_seconds_are_of_all_legs() -> None:
+def test_steps_and_seconds_are_of_the_legs_whose_tokens_count() -> None:
+    """A prompt that only leads to a seam, or tokens that are forgotten again, cost steps that are no score's."""
     found = scored(PREFILL, KV)
-    kv = [stage for stage in KV if stage.leg.graph == "kv"]
-    assert found.steps["kv"] == sum(2 if stage.leg.targets else 1 for stage in kv)
-    assert found.seconds["kv"] == pytest.approx(0.25 * len(kv))
-    assert found.steps["prefill"] == 2 * (len(PREFILL) + len(KV) - len(kv))
+    kv = [stage for stage in KV if stage.counted]
+    assert {stage.leg.graph for stage in KV if not stage.counted} == {"kv", "prefill"}
+    assert found.steps == {"kv": 2 * len(kv), "prefill": 2 * len(PREFILL)}
+    assert found.seconds == pytest.approx({"kv": 0.25 * len(kv), "prefill": 0.25 * len(PREFILL)})
 
 
 def test_windows_are_taken_in_the_texts_order_whenever_they_were_scored() -> None:
