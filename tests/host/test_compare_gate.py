@@ -293,7 +293,7 @@ def test_perplexity_against_the_accepted_one() -> None:
     expected = Finding(
         3,
         NAME,
-        "perplexity on PHONE [kv] 103, accepted was 100: +3.00 %",
+        "perplexity on PHONE [kv] 103 over 2032 tokens, accepted was 100: +3.00 %",
         "find what changed it, or accept it: `htpfarm baseline accept RUN --why …`",
         "baselines/x.json",
         1,
@@ -316,11 +316,49 @@ def test_right_at_one_percent_and_no_number_at_all_block_too() -> None:
     assert findings(cell(perplexities=(nan,)), baselines=[baseline(NAME, **KEY)])[0].status == 1
 
 
-@pytest.mark.parametrize("key", ["PHONE/prefill/2032", "QDQ/kv/2032", "PHONE/kv/2031", "PHONE/full/2032"])
-def test_only_the_same_graph_on_the_same_ground_over_as_many_tokens_is_held_against_it(key: str) -> None:
+@pytest.mark.parametrize("key", ["PHONE/prefill/2032", "QDQ/kv/2032", "PHONE/full/2032"])
+def test_only_the_same_graph_on_the_same_ground_is_held_against_it(key: str) -> None:
     worse = cell(perplexities=(scored(200.0),))
     assert findings(worse, baselines=[baseline(NAME, **{key: 100.0})]) == []
-    assert findings(worse, baselines=[baseline(NAME, **{key: 100.0, "PHONE/kv/2032": 0.0})]) == []
+    assert findings(worse, baselines=[baseline(NAME, **{key: 100.0, "PHONE/kv/2032": 199.0})]) == []
+    found = findings(worse, baselines=[baseline(NAME, **{key: 300.0, "PHONE/kv/2032": 100.0})])
+    assert [one.what for one in found] == ["perplexity on PHONE [kv] 200 over 2032 tokens, accepted was 100: +100.00 %"]
+
+
+@pytest.mark.parametrize("tokens", ["2031", "2033", "many", ""])
+def test_an_accepted_perplexity_over_tokens_that_the_score_cannot_tell_apart_is_noted(tokens: str) -> None:
+    said = Finding(
+        9,
+        NAME,
+        f"perplexity on PHONE [kv]: INVALID: accepted over {tokens} tokens, scored over 2032",
+        "score as many, or accept this run",
+        "baselines/x.json",
+        0,
+    )
+    held = [baseline(NAME, **{f"PHONE/kv/{tokens}": 100.0})]
+    assert findings(cell(perplexities=(scored(200.0),)), baselines=held) == [said]
+    assert findings(cell(perplexities=(scored(50.0),)), baselines=held) == [said]
+    assert gate(summary(cell(perplexities=(scored(200.0),))), baselines=held).status == 0
+
+
+@pytest.mark.parametrize(
+    ("accepted", "what"),
+    [(149.0, []), (100.0, ["perplexity on PHONE [kv] 150 over 1016 tokens, accepted was 100: +50.00 %"])],
+)
+def test_a_perplexity_accepted_over_the_first_blocks_is_held_against_those(accepted: float, what: list[str]) -> None:
+    """Over the first half of its tokens it is 150, over all of them 200."""
+    half = 1016 * math.log(150.0)
+    whole = replace(scored(200.0), blocks=((508, half / 2), (508, half / 2), (1016, 2032 * math.log(200.0) - half)))
+    found = findings(cell(perplexities=(whole,)), baselines=[baseline(NAME, **{"PHONE/kv/1016": accepted})])
+    assert [one.what for one in found] == what
+    assert all((one.rank, one.status) == (3, 1) for one in found)
+
+
+def test_nothing_holds_against_an_accepted_perplexity_that_can_be_none() -> None:
+    """No perplexity is below 1: a baseline with 0 is broken, and does not let everything through."""
+    found = findings(cell(perplexities=(scored(200.0),)), baselines=[baseline(NAME, **{"PHONE/kv/2032": 0.0})])
+    assert [(one.rank, one.status) for one in found] == [(3, 1)]
+    assert found[0].what.startswith("perplexity on PHONE [kv] 200 over 2032 tokens, accepted was 0.000")
 
 
 def test_every_score_is_held_against_its_own() -> None:

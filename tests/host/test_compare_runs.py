@@ -481,7 +481,7 @@ def score(ground: str, graph: str, tokens: int, nll: float, *blocks: tuple[int, 
     return replace(perplexity(NAME, ground, graph, nll), tokens=tokens, blocks=blocks)  # type: ignore[arg-type]
 
 
-def test_only_the_phones_graphs_over_the_same_tokens_are_compared() -> None:
+def test_only_the_phones_graphs_are_compared_and_only_over_the_same_tokens() -> None:
     base = [
         score("QDQ", "prefill", 100, 300.0),
         score("PHONE", "kv", 100, 400.0),
@@ -497,10 +497,15 @@ def test_only_the_phones_graphs_over_the_same_tokens_are_compared() -> None:
         score("FP", "kv", 100, 450.0),
     ]
     found = compare_perplexities(base, candidate)
-    assert list(found) == ["full", "kv"]
+    assert list(found) == ["prefill", "full", "kv"]
     assert found["kv"].judgement is OK
     assert found["full"].judgement is REGRESSED
     assert (found["full"].base, found["full"].candidate) == pytest.approx((math.exp(4.0), math.exp(5.0)))
+    unlike = found["prefill"]
+    assert unlike.judgement is INVALID
+    assert (unlike.base, unlike.candidate, unlike.documents, unlike.tokens) == (None, None, 0, 0)
+    assert math.isnan(unlike.ratio)
+    assert unlike.reason == "200 tokens against 100, and no first ones that both records tell apart"
     assert compare_perplexities([], candidate) == compare_perplexities(base, []) == {}
 
 
@@ -514,7 +519,32 @@ def test_scores_are_paired_block_by_block_where_they_have_blocks() -> None:
     plain = compare_perplexities([replace(base, blocks=())], [replace(worse, blocks=())])["kv"]
     assert (plain.documents, plain.tokens) == (1, 192)
     assert plain.ratio == pytest.approx(math.exp(30 / 192))
-    assert compare_perplexities([base], [replace(worse, blocks=())])["kv"].judgement is INVALID
+    # Blocks of one side alone, or other ones: the same tokens as one document.
+    others = ((96, 320.0), (96, 325.0))
+    for sides in (
+        (base, replace(worse, blocks=())),
+        (replace(base, blocks=()), worse),
+        (base, replace(worse, blocks=others)),
+    ):
+        assert compare_perplexities([sides[0]], [sides[1]]) == {"kv": plain}
+
+
+def test_scores_of_different_shares_are_compared_block_by_block_over_the_common_one() -> None:
+    blocks = [(32, 100.0 + n) for n in range(6)]
+    base = score("PHONE", "kv", 192, 615.0, *blocks)
+    first = score("PHONE", "kv", 96, 303.0 + 15, *((tokens, nll + 5) for tokens, nll in blocks[:3]))
+    one = compare_perplexities([base], [first])["kv"]
+    assert (one.documents, one.tokens, one.judgement) == (3, 96, REGRESSED)
+    assert one.ratio == pytest.approx(math.exp(15 / 96))
+    assert (one.base, one.candidate) == pytest.approx((math.exp(303 / 96), math.exp(318 / 96)))
+    assert one.reason == "over the first 96 tokens, of 192 against 96"
+    back = compare_perplexities([first], [base])["kv"]
+    assert (back.documents, back.tokens) == (3, 96)
+    assert back.ratio == pytest.approx(math.exp(-15 / 96))
+    assert back.reason == "over the first 96 tokens, of 96 against 192"
+    plain = compare_perplexities([base], [replace(first, blocks=())])["kv"]
+    assert (plain.documents, plain.tokens, plain.reason) == (1, 96, one.reason)
+    assert plain.ratio == pytest.approx(math.exp(15 / 96))
 
 
 def reply(prompt: str, *tokens: int, **changes: Any) -> SampleRecord:
