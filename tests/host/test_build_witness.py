@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from toy_witness import SURE, VOCAB, Floats, LoopQdq, ToyQdq, random_window, toy_witness
 
 from harness.build import testify as making
-from harness.build.dither import random_rounding
+from harness.build.dither import STEPS_16, random_rounding
 from harness.build.witness import (
     COMPARED,
     FILE,
@@ -224,7 +224,7 @@ def test_a_lookahead_witness_that_cannot_be_read_is_not_judged(tmp_path: Path, t
     with pytest.raises(NotJudgedError, match="no witness of lookahead with ngram 3, window 2, gcap 2") as caught:
         load_lookahead(tmp_path, TREE)
     assert caught.value.where == str(tmp_path / "lookahead-3-2-2.json")
-    assert caught.value.remedy == "compile the lookahead cell again"
+    assert caught.value.remedy == "remove it and compile the lookahead cell again"
 
 
 # Lookahead on QDQ's logits.
@@ -274,31 +274,45 @@ def test_lookaheads_witness_knows_every_guess_and_its_gap() -> None:
 # Random rounding.
 
 
+INT8 = (0.5, 3, -128, 127, torch.int8)
+UINT8 = (0.5, 120, 0, 255, torch.uint8)
+INT16 = (0.5, 3, -32768, 32767, torch.int16)
+UINT16 = (0.5, 30_000, 0, 65535, torch.uint16)
+Step = tuple[float, int, int, int, torch.dtype]
+
+
+def rounded(x: torch.Tensor, step: Step) -> torch.Tensor:
+    """To steps and back, as QDQ writes it."""
+    ops = torch.ops.quantized_decomposed
+    return ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *step), *step)
+
+
 class Rounded(torch.nn.Module):
-    """Two quantisers of activations, and one of a weight that is rounded for good."""
+    """Three quantisers: of the input, then one to 8 bits and one to 16 of what is computed."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ops = torch.ops.quantized_decomposed
-        step = (0.5, 3, -128, 127, torch.int8)
-        first = ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *step), *step)
-        step = (0.25, -7, -128, 127, torch.int8)
-        return ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(first + 0.1, *step), *step)
+        first = rounded(rounded(x, INT8) + 0.1, INT8)
+        return rounded(first + 0.2, INT16)
 
 
 class Once(torch.nn.Module):
-    """One quantiser."""
+    """One quantiser, of what is computed from the input and is equal to it, or of the input itself."""
+
+    def __init__(self, step: Step, of_input: bool = False) -> None:
+        super().__init__()
+        self.step, self.of_input = step, of_input
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        step = (0.5, 3, -128, 127, torch.int8)
-        ops = torch.ops.quantized_decomposed
-        return ops.dequantize_per_tensor.default(ops.quantize_per_tensor.default(x, *step), *step)
+        return rounded(x if self.of_input else x + 0.0, self.step)
 
 
-VALUES = torch.linspace(-5, 5, 41)
+VALUES = torch.arange(-50, 51) / 10
+"""At 0, 0.2, 0.4, 0.6 and 0.8 between two steps of 0.5."""
 
 
-def test_each_value_goes_to_one_of_its_two_steps_as_often_as_it_is_near() -> None:
-    graph = torch.fx.symbolic_trace(Once())
+@pytest.mark.parametrize("step", [INT8, UINT8], ids=["int8", "uint8"])
+def test_each_value_of_8_bits_goes_to_one_of_its_two_steps_as_often_as_it_is_near(step: Step) -> None:
+    graph = torch.fx.symbolic_trace(Once(step))
     with random_rounding(graph, 1) as count:
         assert count == 1
         found = torch.stack([graph(VALUES) for _ in range(2000)])
@@ -310,12 +324,44 @@ def test_each_value_goes_to_one_of_its_two_steps_as_often_as_it_is_near() -> Non
     assert ((found == VALUES).all(dim=0) == (share == 0)).all()  # a value that is a step stays
 
 
+@pytest.mark.parametrize("step", [INT16, UINT16], ids=["int16", "uint16"])
+def test_each_value_of_16_bits_is_moved_by_noise_of_four_steps_before_it_is_rounded(step: Step) -> None:
+    assert STEPS_16 == 4.0
+    graph = torch.fx.symbolic_trace(Once(step))
+    with random_rounding(graph, 1) as count:
+        assert count == 1
+        found = torch.stack([graph(VALUES) for _ in range(4000)])
+    moved = found / 0.5 - torch.floor(VALUES / 0.5)  # in steps, from the step below
+    assert (moved == moved.round()).all()
+    place = VALUES / 0.5 - torch.floor(VALUES / 0.5)
+    shares = []
+    for goal in range(-3, 5):
+        # what of the noise, even from two steps below the value to two above it, is nearest to this step
+        part = (
+            torch.minimum(place + 2, goal + torch.tensor(0.5)) - torch.maximum(place - 2, goal - torch.tensor(0.5))
+        ) / 4
+        shares.append(part.clamp(min=0))
+        np.testing.assert_allclose((moved == goal).double().mean(dim=0), shares[-1], atol=0.04)
+        assert not (moved == goal)[:, part < -1e-6].any()
+    np.testing.assert_allclose(sum(shares), 1.0, rtol=1e-5)
+    assert (found.mean(dim=0) - VALUES).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("step", [INT8, UINT8, INT16, UINT16], ids=["int8", "uint8", "int16", "uint16"])
+def test_an_input_keeps_its_steps(step: Step) -> None:
+    graph = torch.fx.symbolic_trace(Once(step, of_input=True))
+    plain = graph(VALUES)
+    with random_rounding(graph, 1) as count:
+        assert count == 0
+        assert all(torch.equal(graph(VALUES), plain) for _ in range(20))
+
+
 def test_the_seed_gives_the_same_roundings_and_another_gives_others() -> None:
     graph = torch.fx.symbolic_trace(Rounded())
 
     def once(seed: int) -> list[float]:
         with random_rounding(graph, seed) as count:
-            assert count == 2
+            assert count == 2  # all but the input's
             return graph(VALUES).tolist()
 
     assert once(1) == once(1) != once(2)

@@ -22,9 +22,11 @@ from harness.conduct.run_cell import (
     run_cell,
     try_once,
 )
+from harness.conduct.speed_witness import Witnessed, speed_check
 from harness.errors import EnvError, FailureClass, InfraError, ProductError
 from harness.evaluate.choice import EvalChoice
 from harness.evaluate.host import Host
+from harness.evaluate.judge import Verdict, make_check
 from harness.farm.connect import AdbServer
 from harness.farm.failures import Failure
 from harness.farm.health import HealthBook, HealthState
@@ -32,6 +34,7 @@ from harness.farm.identity import AttachedPhone
 from harness.farm.journal import journal
 from harness.farm.lease import Owner, acquire, holders
 from harness.farm.lease_service import HeldLease, HostLeases
+from harness.farm.moments import Claim
 from harness.farm.prepare import Nurse
 from harness.farm.rescue import Patience
 from harness.farm.workspace import RUN
@@ -368,21 +371,54 @@ def test_a_cell_is_tried_with_all_that_it_was_given(tmp_path: Path, cell: Cell) 
         assert (outcome.attempts, there.leases.asked[0][2]) == (1, 3600.0)
 
 
-@pytest.mark.parametrize("operators", [(), ("aten::layer_norm.out",)])
+OPERATORS = pytest.mark.parametrize("operators", [(), ("aten::layer_norm.out",)])
+LEFT = "whole_on_htp: left to the CPU: aten::layer_norm.out"
+
+
+def attempted(
+    folder: Path, cell: Cell, artifact: Artifact, patch: pytest.MonkeyPatch, operators: tuple[str, ...]
+) -> tuple[Failure | None, list[CheckRecord]]:
+    """What an attempt comes to with a program of these operators, and its checks; there is no prompt."""
+    patch.setattr(one_attempt, "run_prompts", lambda *_: [])
+    patch.setattr(one_attempt, "read_info", lambda _: SimpleNamespace(operators=operators))
+    with rack(folder, "a") as there:
+        failure = one_attempt.run_attempt(Attempt(there.bench, cell, artifact, there.phones[0], 3))
+    deployed, *checks = there.recorded
+    assert isinstance(deployed, DeployRecord)
+    found = [check for check in checks if isinstance(check, CheckRecord)]
+    assert found == checks
+    assert {check.attempt for check in found} == {3}
+    return failure, found
+
+
+@OPERATORS
 def test_a_program_that_leaves_work_to_the_cpu_fails_though_all_else_passes(
     tmp_path: Path, cell: Cell, scripted_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, operators: tuple[str, ...]
 ) -> None:
-    good = CheckRecord(cell.id, "phone_vs_qdq_ppl", True, 0.0, 0.02, "as QDQ")
-    monkeypatch.setattr(one_attempt, "run_prompts", lambda *_: [])
-    monkeypatch.setattr(one_attempt, "measure_accuracy", lambda *_: [good])
-    monkeypatch.setattr(one_attempt, "read_info", lambda _: SimpleNamespace(operators=operators))
-    with rack(tmp_path, "a") as there:
-        failure = one_attempt.run_attempt(Attempt(there.bench, cell, scripted_artifact, there.phones[0], 1))
-    deployed, whole, other = there.recorded
-    assert isinstance(deployed, DeployRecord)
-    assert isinstance(whole, CheckRecord)
-    assert (whole.name, whole.passed, other) == ("whole_on_htp", not operators, good)
+    text, score = (make_check(cell.id, name, Verdict.PASSED, "as QDQ", 0.0, 0.02) for name in ("text", "ppl"))
+    turns = Witnessed((Claim("TTFT", "of turn 0", 500.0, 501.0, 2.0),))
+    monkeypatch.setattr(one_attempt, "judge_replies", lambda *_: ([text], []))
+    monkeypatch.setattr(one_attempt, "measure_accuracy", lambda *_: ([score], turns))
+    failure, (whole, *others) = attempted(tmp_path, cell, scripted_artifact, monkeypatch, operators)
+    expected = "FAILED" if operators else "PASSED"
+    assert (whole.name, whole.passed, whole.verdict) == ("whole_on_htp", not operators, expected)
+    assert others == [replace(one, attempt=3) for one in (text, score, speed_check(cell.id, [turns]))]
+    assert {one.verdict for one in others} == {"PASSED"}
+    assert failure == (Failure(PRODUCT, LEFT) if operators else None)
+
+
+@OPERATORS
+def test_without_a_witness_nothing_passes_and_work_that_is_left_to_the_cpu_is_still_the_products_fault(
+    tmp_path: Path, cell: Cell, scripted_artifact: Artifact, monkeypatch: pytest.MonkeyPatch, operators: tuple[str, ...]
+) -> None:
+    failure, checks = attempted(tmp_path, cell, scripted_artifact, monkeypatch, operators)
+    assert [(check.name, check.verdict) for check in checks] == [
+        ("whole_on_htp", "FAILED" if operators else "PASSED"),
+        ("witness", "NOT_JUDGED"),
+    ]
+    assert failure is not None
     if operators:
-        assert failure == Failure(PRODUCT, "whole_on_htp: left to the CPU: aten::layer_norm.out")
+        assert failure == Failure(PRODUCT, LEFT)
     else:
-        assert failure is None
+        assert failure.failure_class is FailureClass.NOT_JUDGED
+        assert "the artifact has no witness" in failure.reason

@@ -213,19 +213,37 @@ def test_a_walk_goes_over_in_parts_that_begin_where_nothing_is_kept(link: PhoneL
     [
         "[]",
         '[{"logprobs": [], "top": {"ids": [], "logprobs": []}}]',
-        '[{"logprobs": [1e999], "top": {"ids": [], "logprobs": []}, "steps": 1, "seconds": 0.1}]',
+        '[{"logprobs": ["-"], "top": {"ids": [], "logprobs": []}, "steps": 1, "seconds": 0.1}]',
         '[{"logprobs": [-1.0], "top": {"ids": [[1, 2]], "logprobs": [[-1.0]]}, "steps": 1, "seconds": 0.1}]',
     ],
     ids=["too few", "no counts", "no number", "rows of two sizes"],
 )
 def test_a_walk_of_another_form_is_the_products_fault(link: PhoneLink, tmp_path: Path, legs: str) -> None:
-    answers = (f'{{"ok":true,"id":1,"legs":{legs}}}', '{"ok":true,"id":2}')
-    script = frame(READY) + "".join("head -c 5 >/dev/null; " + frame(answer) for answer in answers)
     with (
-        toy(link, tmp_path, 3, script=script) as resident,
+        toy(link, tmp_path, 3, script=walked(legs)) as resident,
         pytest.raises(ProductError, match="the runner's scores have another form"),
     ):
         phone_scorer.walk(resident, [Leg(0, "kv", (1,), (2,))])
+
+
+@pytest.mark.parametrize(("said", "named"), [("1e999", "inf"), ("-1e999", "-inf"), ("NaN", "nan")])
+def test_a_walk_with_a_number_that_is_not_finite_is_the_products_fault_and_names_its_place(
+    link: PhoneLink, tmp_path: Path, said: str, named: str
+) -> None:
+    legs = f'[{{"logprobs": [{said}], "top": {{"ids": [], "logprobs": []}}, "steps": 1, "seconds": 0.1}}]'
+    with (
+        toy(link, tmp_path, 3, script=walked(legs)) as resident,
+        pytest.raises(ProductError, match="the runner says") as caught,
+    ):
+        phone_scorer.walk(resident, [Leg(0, "kv", (1,), (2,))])
+    assert caught.value.what == f"the runner says {named} for legs.0.logprobs.0"
+    assert caught.value.where.endswith(": walk")
+
+
+def walked(legs: str) -> str:
+    """A runner that is ready, answers a walk with these legs, and then ends in order."""
+    answers = (f'{{"ok":true,"id":1,"legs":{legs}}}', '{"ok":true,"id":2}')
+    return frame(READY) + "".join("head -c 5 >/dev/null; " + frame(answer) for answer in answers)
 
 
 def test_a_graph_that_cannot_score_is_refused_at_once(link: PhoneLink, tmp_path: Path) -> None:

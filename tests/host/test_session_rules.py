@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from farm_rack import OBSERVER, session
+from farm_rack import OBSERVER, OWN, session
 from lease_support import Clock
 from near_phone import Loss, NearPhone, near_phone
 
@@ -28,7 +28,7 @@ from harness.farm.session import (
 from harness.farm.shell import AdbFailure, AdbLost, AdbTimeout
 from harness.farm.workspace import END_SESSION, RUN
 
-FOLDER = f"{RUN}/test-1"
+FOLDER = f"{RUN}/test{OWN}-1"
 
 
 @pytest.fixture
