@@ -325,7 +325,7 @@ def test_only_the_same_graph_on_the_same_ground_is_held_against_it(key: str) -> 
     assert [one.what for one in found] == ["perplexity on PHONE [kv] 200 over 2032 tokens, accepted was 100: +100.00 %"]
 
 
-@pytest.mark.parametrize("tokens", ["2031", "2033", "many", ""])
+@pytest.mark.parametrize("tokens", ["2031", "2033", "many", "", "²"])
 def test_an_accepted_perplexity_over_tokens_that_the_score_cannot_tell_apart_is_noted(tokens: str) -> None:
     said = Finding(
         9,
