@@ -270,7 +270,7 @@ def _against_baseline(cell: CellSummary, accepted: Accepted | None) -> list[Find
 def _accuracy(cell: str, score: PerplexityRecord, tokens: str, before: float, path: str) -> Finding | None:
     """A perplexity against the one accepted for as many of the text's first tokens; None where it holds."""
     where = f"perplexity on {score.ground} [{score.graph}]"
-    if not tokens.isdigit() or int(tokens) not in sums(score):
+    if not tokens.isdecimal() or int(tokens) not in sums(score):
         what = f"{where}: INVALID: accepted over {tokens} tokens, scored over {score.tokens}"
         return Finding(_NOTE, cell, what, "score as many, or accept this run", path)
     now = over(score, int(tokens))
