@@ -159,11 +159,6 @@ class PhoneScorer:
         except (KeyError, TypeError, ValueError) as error:
             raise ProductError(f"the runner's logits have another form: {error}", where="logits") from None
 
-    def logits_after(self, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Logits [vocab] after all of the tokens; as `logits`."""
-        row: npt.NDArray[np.float64] = self.logits(tokens, last=1)[0]
-        return row
-
     def generate(self, prompt: Sequence[int], max_new: int, stop: Collection[int]) -> list[int]:
         """See `Scorer`; ends where the context does, and takes the mode's own way. Raises as `Resident.generate`."""
         limit = ANSWER_LIMIT_S + (len(prompt) + max_new) * self._step_limit_s

@@ -10,7 +10,7 @@ judged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -438,8 +438,3 @@ def text_checks(
         text_check(cell, judged, count),
     ]
     return checks, judged, texts
-
-
-def shown_text(reply: Reply, checks: Mapping[str, CheckRecord]) -> str:
-    """The text that reports may show: what was written, if it is what was judged."""
-    return reply.written.decode("utf-8", errors="replace") if checks["text_written"].passed else ""

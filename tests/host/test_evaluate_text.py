@@ -15,18 +15,15 @@ from toy_witness import SPREAD, SURE, VOCAB, Floats, ToyQdq, random_window, top_
 from harness.build.testify import greedy_continuation
 from harness.build.witness import COMPARED, Witness, WitnessText
 from harness.errors import NotJudgedError
-from harness.evaluate.judge import make_check
 from harness.evaluate.rules import RULES, CellRules
 from harness.evaluate.text import (
     Judged,
     Logits,
     Reply,
-    Verdict,
     count_check,
     first_tokens_check,
     judge_reply,
     read_tokens,
-    shown_text,
     spelled,
     text_checks,
     texts_of,
@@ -207,13 +204,6 @@ def test_each_reply_is_held_to_its_own_bytes() -> None:
     assert "reply 1 parts" in checks[0].text
     assert "; reply 2 parts" in checks[0].text
     assert "reply 0" not in checks[0].text
-
-
-def test_reports_show_only_text_that_was_judged() -> None:
-    good, bad = (make_check("c", "text_written", word, "") for word in (Verdict.PASSED, Verdict.FAILED))
-    reply = RIGHT.reply(written=b"caf\xc3\xa9 \xff")
-    assert shown_text(reply, {"text_written": good}) == "café \ufffd"
-    assert shown_text(reply, {"text_written": bad}) == ""
 
 
 # What was fed.
