@@ -179,7 +179,7 @@ def compatibility(results: Iterable[Result], now: str) -> Compatibility:
 
 def entry(results: Iterable[Result], now: str) -> Entry:
     """What the results of one row and column come to."""
-    ordered = sorted(results, key=lambda result: (result.time, result.run, result.cell))
+    ordered = sorted(results, key=_in_order)
     telling = [result for result in ordered if state_of(result) is not State.NOT_TRIED]
     if not telling:
         compiled = next((result for result in reversed(ordered) if result.status == Status.PASSED), None)
@@ -196,6 +196,12 @@ def entry(results: Iterable[Result], now: str) -> Entry:
     changed = _changes(good, shown) if good and state is State.FAILS else ()
     phones = tuple(dict.fromkeys((*failing, *others)))
     return Entry(state, shown, age_days(shown.time, now), phones, failing, good, changed)
+
+
+def _in_order(result: Result) -> tuple[str, ...]:
+    """Oldest first; of one moment by all that tells two results apart, so that no other order of them counts."""
+    told = (result.phone, result.status, result.failure_class)
+    return (result.time, result.run, result.cell, *(str(part or "") for part in told))
 
 
 def _with_perplexities(entries: Mapping[tuple[Row, Column], Entry]) -> dict[tuple[Row, Column], Entry]:
